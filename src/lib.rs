@@ -1,0 +1,4 @@
+//! pgmahout: one keeper for one PostgreSQL instance.
+//!
+//! The modules stand on floors and import only from lower ones; `tests/layering.rs` holds them to it.
+pub mod error;
