@@ -1,0 +1,196 @@
+//! Owns what reaches the disk for good: temporary file + fsync + rename, directory exchange, locks,
+//! free space.
+
+use crate::error::{Error, Result};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Adds the action and the path to an I/O error.
+pub trait Context<T> {
+    /// `action` is an infinitive: "read", "create", "rename".
+    fn on(self, action: &'static str, path: &Path) -> Result<T>;
+}
+
+impl<T> Context<T> for std::io::Result<T> {
+    fn on(self, action: &'static str, path: &Path) -> Result<T> {
+        self.map_err(|source| Error::File { action, path: path.into(), source })
+    }
+}
+
+impl<T> Context<T> for nix::Result<T> {
+    fn on(self, action: &'static str, path: &Path) -> Result<T> {
+        self.map_err(|errno| Error::File { action, path: path.into(), source: errno.into() })
+    }
+}
+
+/// Writes `path` so that a reader, or a crash at any instant, sees the old content or the new one.
+pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let directory = parent(path);
+    let mut temporary = tempfile::Builder::new()
+        .prefix(".pgmahout-")
+        .permissions(Permissions::from_mode(mode))
+        .tempfile_in(directory)
+        .on("create a file in", directory)?;
+    temporary.write_all(content).on("write", path)?;
+    temporary.as_file().set_permissions(Permissions::from_mode(mode)).on("set the mode of", path)?;
+    temporary.as_file().sync_all().on("sync", path)?;
+    temporary.persist(path).map_err(|e| e.error).on("rename to", path)?;
+    sync_directory(directory)
+}
+
+/// The directory a path lies in; "." for a bare name.
+pub fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes the directory's entries durable.
+pub fn sync_directory(path: &Path) -> Result<()> {
+    File::open(path).and_then(|d| d.sync_all()).on("sync", path)
+}
+
+/// Makes everything written to the file system under `path` durable, in one call: one fsync per file
+/// costs seconds for thousands of relations (DESIGN.md). Linux reports earlier write errors here since 5.8.
+pub fn sync_file_system(path: &Path) -> Result<()> {
+    let directory = File::open(path).on("open", path)?;
+    nix::unistd::syncfs(&directory).on("sync the file system of", path)
+}
+
+/// Creates a directory and its parents, only for its owner.
+pub fn create_private_directory(path: &Path) -> Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).on("create", path)
+}
+
+/// Puts each of two paths in the other's place in one atomic step. False where the file system cannot.
+pub fn exchange(a: &Path, b: &Path) -> Result<bool> {
+    use nix::errno::Errno;
+    match renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE) {
+        Ok(()) => {
+            sync_directory(parent(a))?;
+            sync_directory(parent(b))?;
+            Ok(true)
+        }
+        Err(Errno::EINVAL | Errno::ENOSYS) => Ok(false),
+        Err(errno) => Err(errno).on("exchange", a),
+    }
+}
+
+/// Renames and makes the new name durable.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).on("rename", from)?;
+    sync_directory(parent(to))
+}
+
+/// Removes a whole directory if it is there. Symbolic links in it are removed, not followed.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.on("remove", path),
+    }
+}
+
+/// Bytes that this account can still write on the file system under `path` (which need not exist yet).
+pub fn available_space(path: &Path) -> Result<u64> {
+    let existing = existing_ancestor(path);
+    let stat = nix::sys::statvfs::statvfs(&existing).on("ask for the free space of", &existing)?;
+    Ok(stat.blocks_available() * stat.fragment_size())
+}
+
+/// The nearest ancestor that exists (the path itself when it does).
+pub fn existing_ancestor(path: &Path) -> PathBuf {
+    let mut at = path;
+    while !at.exists() {
+        at = parent(at);
+        if at == Path::new(".") {
+            break;
+        }
+    }
+    at.to_path_buf()
+}
+
+/// True when `path` is where a file system is mounted: it cannot be renamed then.
+pub fn is_mount_point(path: &Path) -> bool {
+    match (fs::metadata(path), fs::metadata(path.join(".."))) {
+        (Ok(here), Ok(above)) => here.dev() != above.dev() || here.ino() == above.ino(),
+        _ => false,
+    }
+}
+
+/// A lock held by this process until it is dropped or the process ends, in whichever way.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+impl Lock {
+    /// Takes the lock, or names who has it. `doing` is left in the file for the one who comes second.
+    pub fn take(path: &Path, doing: &str) -> Result<Lock> {
+        create_private_directory(parent(path))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .on("open", path)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut file) => {
+                file.set_len(0).on("write", path)?;
+                file.rewind().on("write", path)?;
+                writeln!(file, "{doing} (process {})", std::process::id()).on("write", path)?;
+                Ok(Lock { _file: file })
+            }
+            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder);
+                Err(Error::Locked { path: path.into(), holder: holder.trim().to_owned() })
+            }
+            Err((_, errno)) => Err(errno).on("lock", path),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn written_with_its_mode_and_replaced_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pgpass");
+        write(&path, b"first, and longer", 0o644).unwrap();
+        write(&path, b"second", 0o600).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn exchange_swaps_directories() {
+        let directory = tempfile::tempdir().unwrap();
+        let (a, b) = (directory.path().join("a"), directory.path().join("b"));
+        fs::create_dir(&a).unwrap();
+        fs::create_dir(&b).unwrap();
+        fs::write(a.join("old"), "").unwrap();
+        if exchange(&a, &b).unwrap() {
+            assert!(b.join("old").exists() && !a.join("old").exists());
+        }
+    }
+
+    #[test]
+    fn the_second_one_learns_who_has_the_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state/lock");
+        let held = Lock::take(&path, "enslave").unwrap();
+        let error = Lock::take(&path, "promote").unwrap_err().to_string();
+        assert!(error.contains("enslave (process "), "{error}");
+        drop(held);
+        Lock::take(&path, "promote").unwrap();
+    }
+}

@@ -1,0 +1,195 @@
+//! Owns the source as the preflight sees it: reached by SSH, by SQL and by a replication connection, and
+//! found to be one and the same server. Nothing is changed there.
+
+use super::super::Context;
+use crate::agent;
+use crate::blurb::Blurb;
+use crate::error::{Error, Result};
+use crate::postgres::control::ControlFile;
+use crate::postgres::version::PgVersion;
+use crate::postgres::wal::{History, Lsn, SystemId, Timeline, history_file_name, parse_segment_name};
+use crate::sql::{self, Db, Target};
+use crate::ssh::{Identity, Remote, Ssh};
+use crate::transfer::protocol::FactsAnswer;
+use crate::transfer::target::Stream;
+use base64::Engine;
+
+/// The source.
+pub struct There {
+    /// What messages call it.
+    pub name: String,
+    /// Its SQL address, with the role and password that streaming will use.
+    pub target: Target,
+    /// SQL to it.
+    pub db: Db,
+    /// SSH to it.
+    pub remote: Box<dyn Remote>,
+    /// The shell word that runs the agent there.
+    pub agent: String,
+    /// The first stream of the transfer.
+    pub stream: Stream,
+    /// What the agent there says of the data directory.
+    pub facts: FactsAnswer,
+    /// Its version.
+    pub version: PgVersion,
+    /// Its control file.
+    pub control: ControlFile,
+    /// PGDATA there.
+    pub data_directory: String,
+    /// It is itself a standby.
+    pub in_recovery: bool,
+    /// Its system identifier.
+    pub system_id: SystemId,
+    /// The history of its current timeline.
+    pub history: History,
+    /// The end of its WAL when it was asked.
+    pub end: Lsn,
+}
+
+/// The SQL address of a blurb, completed from this instance: where the blurb names no role or no
+/// password, ours are used (instances of one service share them).
+pub fn sql_target(context: Context, blurb: &Blurb, name: &str) -> Result<Target> {
+    let instance = context.instance;
+    let password = match &blurb.sql.password {
+        Some(password) => Some(password.clone()),
+        None => instance.password()?,
+    };
+    Ok(Target {
+        label: name.to_owned(),
+        host: blurb.sql.host.clone(),
+        port: blurb.sql.port,
+        user: blurb.sql.user.clone().unwrap_or_else(|| instance.user.clone()),
+        password,
+        database: blurb.sql.database.clone().unwrap_or_else(|| "postgres".into()),
+        timeout: instance.connect_timeout,
+    })
+}
+
+/// SSH to the machine of a blurb.
+pub fn connect_ssh(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<Ssh> {
+    let ssh = Ssh::connect(&blurb.ssh, &Identity::of(context.instance, pinned))?;
+    if let Some(fingerprint) = &ssh.first_seen {
+        context.progress.step(format!(
+            "host key of {} seen for the first time and remembered: {fingerprint}",
+            ssh.label()
+        ));
+    }
+    Ok(ssh)
+}
+
+/// Reaches the source in every way that enslaving needs, and checks that all of them lead to one server.
+pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<There> {
+    let name = blurb.name.clone().unwrap_or_else(|| "the source".into());
+    let ssh = connect_ssh(context, blurb, pinned)?;
+    let target = sql_target(context, blurb, &name)?;
+    let mut db = Db::connect(&target)?;
+    let version = db.version;
+    let in_recovery = db.in_recovery()?;
+    let is_superuser: bool =
+        db.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])?;
+    if !is_superuser {
+        return Err(Error::NotSuperuser { user: target.user.clone(), at: name });
+    }
+    let data_directory: String = db.value("SELECT current_setting('data_directory')", &[])?;
+
+    let (replication_id, timeline) = sql::check_replication(&target)?;
+
+    let agent = agent::ensure(&ssh, context.progress)?;
+    let (mut stream, facts) = Stream::open(&ssh, &agent, &data_directory)?;
+    let control = control_of(&facts)?;
+    if control.system_id.to_string() != replication_id {
+        return Err(Error::TwoMachines {
+            ssh: ssh.label().to_owned(),
+            ssh_system: control.system_id.to_string(),
+            sql: format!("{}:{}", target.host, target.port),
+            sql_system: replication_id,
+        });
+    }
+    let history = history_of(&mut stream, version, timeline)?;
+    let end = end_of_wal(&mut db, in_recovery)?;
+    Ok(There {
+        name,
+        target,
+        system_id: control.system_id,
+        data_directory,
+        in_recovery,
+        agent,
+        stream,
+        facts,
+        control,
+        version,
+        history,
+        end,
+        db,
+        remote: Box::new(ssh),
+    })
+}
+
+/// The end of the WAL of a server: what a primary has flushed, what a standby has received or replayed.
+pub fn end_of_wal(db: &mut Db, in_recovery: bool) -> Result<Lsn> {
+    let version = db.version;
+    if !in_recovery {
+        let sql = format!("SELECT {}::text", version.sql_current_wal_flush_lsn());
+        return Ok(db.lsn(&sql)?.unwrap_or(Lsn::ZERO));
+    }
+    let received = db.lsn(&format!("SELECT {}::text", version.sql_last_wal_receive_lsn()))?;
+    let replayed = db.lsn(&format!("SELECT {}::text", version.sql_last_wal_replay_lsn()))?;
+    Ok(received.max(replayed).unwrap_or(Lsn::ZERO))
+}
+
+fn control_of(facts: &FactsAnswer) -> Result<ControlFile> {
+    let bytes = base64::engine::general_purpose::STANDARD.decode(&facts.control);
+    ControlFile::parse(&bytes.unwrap_or_default())
+}
+
+fn history_of(stream: &mut Stream, version: PgVersion, timeline: Timeline) -> Result<History> {
+    if timeline == Timeline(1) {
+        return Ok(History::root());
+    }
+    let path = format!("{}/{}", version.wal_directory(), history_file_name(timeline));
+    let content = stream.read_file(&path, 1 << 20)?.ok_or(Error::NoHistory { timeline: timeline.0 })?;
+    History::parse(timeline, &String::from_utf8_lossy(&content))
+}
+
+impl There {
+    /// Why a standby that ends at `end` could not stream on from here; `None` when it can. The server
+    /// keeps the WAL from its last checkpoint on and more, so only a name in its directory tells.
+    pub fn wal_gap(&mut self, end: Lsn) -> Result<Option<String>> {
+        let size = self.control.wal_segment_size;
+        let wanted = end.floor(size.into());
+        let directory = self.version.wal_directory();
+        let names = self.db.rows(&format!("SELECT pg_ls_dir('{directory}')"), &[])?;
+        let has = names.iter().any(|row| {
+            let name: String = row.get(0);
+            parse_segment_name(&name, size).is_some_and(|(_, begin)| begin == wanted)
+        });
+        Ok((!has).then(|| format!("the source no longer has the WAL from {end}")))
+    }
+
+    /// The preflight checks that need only the source: whether it can feed one more standby.
+    pub fn check_feeds_standbys(&mut self, slot: &str) -> Result<()> {
+        let at = self.name.clone();
+        let level = self.db.setting("wal_level")?.unwrap_or_default();
+        if !self.version.wal_level_feeds_standbys(&level) {
+            return Err(Error::WalLevel { at, level, wanted: self.version.standby_wal_level() });
+        }
+        let number = |db: &mut Db, name: &str| -> Result<i64> {
+            Ok(db.setting(name)?.and_then(|value| value.parse().ok()).unwrap_or(0))
+        };
+        let senders: i64 = self.db.value("SELECT count(*) FROM pg_stat_replication", &[])?;
+        let limit = number(&mut self.db, "max_wal_senders")?;
+        if senders >= limit {
+            return Err(Error::NoFreeSender { at, limit });
+        }
+        if !self.version.has_replication_slots() {
+            return Ok(());
+        }
+        let slots: i64 =
+            self.db.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name <> $1", &[&slot])?;
+        let limit = number(&mut self.db, "max_replication_slots")?;
+        if slots >= limit {
+            return Err(Error::NoFreeSlot { at, limit });
+        }
+        Ok(())
+    }
+}

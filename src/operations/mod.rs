@@ -1,0 +1,21 @@
+//! One checklist per verb. Operations never print, exit or parse flags: they report to the one progress
+//! sink and return what they did, or an error.
+
+use crate::instance::Instance;
+use crate::progress::Progress;
+
+pub mod enslave;
+pub mod fence;
+pub mod info;
+pub mod promote;
+pub mod standby;
+pub mod wait;
+
+/// What every operation works with.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// The instance that this agent keeps.
+    pub instance: &'a Instance,
+    /// Where to report.
+    pub progress: &'a Progress,
+}

@@ -1,0 +1,168 @@
+//! Owns child processes and signals: a child's failure *is* its stderr, every run has a time limit,
+//! a child is reaped on drop, and an interrupt is a flag that long loops ask for.
+
+use crate::error::{Error, Result};
+use std::io::Read;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What a finished child left behind.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Everything it wrote to stdout, at most [`OUTPUT_LIMIT`] bytes, lossily decoded.
+    pub stdout: String,
+    /// The same of stderr.
+    pub stderr: String,
+}
+
+/// No child of ours has more to say than this; the rest is read and dropped.
+const OUTPUT_LIMIT: u64 = 4 << 20;
+
+struct Reaped(Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// Runs `command` to its end with no stdin; an exit status other than 0 is an error that carries its
+/// stderr. After `limit` it is killed.
+pub fn run(command: &mut Command, limit: Duration) -> Result<Finished> {
+    let finished = run_any(command, limit)?;
+    if finished.status.success() {
+        return Ok(finished);
+    }
+    let said = [&finished.stderr, &finished.stdout].into_iter().find(|s| !s.trim().is_empty());
+    Err(Error::Child {
+        program: program_of(command),
+        status: finished.status.to_string(),
+        said: said.map(|s| s.trim().to_owned()).unwrap_or_else(|| "it said nothing".into()),
+    })
+}
+
+/// As [`run`], but any exit status is a result: for programs whose status is an answer.
+pub fn run_any(command: &mut Command, limit: Duration) -> Result<Finished> {
+    let program = program_of(command);
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|source| Error::Spawn { program: program.clone(), source })?;
+    let mut child = Reaped(child);
+    let stdout = collect(child.0.stdout.take());
+    let stderr = collect(child.0.stderr.take());
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(2);
+    let status = loop {
+        match child.0.try_wait().map_err(|source| Error::Spawn { program: program.clone(), source })? {
+            Some(status) => break status,
+            None if Instant::now() >= deadline => {
+                return Err(Error::ChildTooSlow { program, limit });
+            }
+            None => thread::sleep(pause),
+        }
+        pause = (pause * 2).min(Duration::from_millis(50));
+    };
+    // A daemon that the child left behind (pg_ctl's postmaster) may hold the pipes open for ever:
+    // what has arrived shortly after the child's end is all that it said.
+    let grace = Duration::from_millis(300);
+    Ok(Finished {
+        status,
+        stdout: stdout.recv_timeout(grace).unwrap_or_default(),
+        stderr: stderr.recv_timeout(grace).unwrap_or_default(),
+    })
+}
+
+fn collect<R: Read + Send + 'static>(from: Option<R>) -> std::sync::mpsc::Receiver<String> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut from) = from {
+            let _ = from.by_ref().take(OUTPUT_LIMIT).read_to_end(&mut bytes);
+            let _ = std::io::copy(&mut from, &mut std::io::sink());
+        }
+        let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
+    });
+    receiver
+}
+
+fn program_of(command: &Command) -> String {
+    command.get_program().to_string_lossy().into_owned()
+}
+
+/// Polls `ready` until it gives a value, an error, the time is over (`Ok(None)`) or an interrupt comes.
+pub fn wait_for<T>(limit: Duration, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(10);
+    loop {
+        check_interrupt()?;
+        if let Some(value) = ready()? {
+            return Ok(Some(value));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
+        pause = (pause * 3 / 2).min(Duration::from_millis(200));
+    }
+}
+
+fn flag() -> &'static Arc<AtomicBool> {
+    static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    FLAG.get_or_init(Arc::default)
+}
+
+/// From now on SIGINT, SIGTERM and SIGHUP set a flag that [`check_interrupt`] reports, so that clean-up
+/// runs; a second one ends the process at once with exit code 5.
+pub fn catch_interrupts() {
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        let _ = signal_hook::flag::register_conditional_shutdown(signal, 5, flag().clone());
+        let _ = signal_hook::flag::register(signal, flag().clone());
+    }
+}
+
+/// An error once an interrupt has come.
+pub fn check_interrupt() -> Result<()> {
+    if flag().load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// True when a process with this id exists (also one of another account).
+pub fn is_alive(pid: i32) -> bool {
+    use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
+    pid > 0 && !matches!(kill(Pid::from_raw(pid), None), Err(Errno::ESRCH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_its_stderr() {
+        let error = run(Command::new("sh").args(["-c", "echo why >&2; exit 3"]), Duration::from_secs(5));
+        assert_eq!(error.unwrap_err().to_string(), "sh failed (exit status: 3): why");
+    }
+
+    #[test]
+    fn a_slow_child_is_killed() {
+        let begin = Instant::now();
+        let error = run(Command::new("sleep").arg("30"), Duration::from_millis(50)).unwrap_err();
+        assert!(matches!(error, Error::ChildTooSlow { .. }));
+        assert!(begin.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn waiting_has_an_end() {
+        assert_eq!(wait_for(Duration::from_millis(20), || Ok(None::<()>)).unwrap(), None);
+        assert_eq!(wait_for(Duration::from_secs(1), || Ok(Some(7))).unwrap(), Some(7));
+    }
+}

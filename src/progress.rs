@@ -1,0 +1,199 @@
+//! Owns what a person sees while work goes on: the one sink that operations report to. On a terminal a
+//! bar, without one a line every ten seconds, quiet nothing. Everything goes to stderr; results go to
+//! stdout and are not this module's.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Voice {
+    /// Warnings only.
+    Quiet,
+    /// Steps, warnings, progress.
+    Normal,
+    /// Also how each step was done.
+    Verbose,
+}
+
+/// The sink.
+pub struct Progress {
+    voice: Voice,
+    bar: Mutex<Option<Bar>>,
+    done: AtomicU64,
+}
+
+struct Bar {
+    what: String,
+    total: u64,
+    begin: Instant,
+    last_line: Instant,
+    drawn: Option<ProgressBar>,
+}
+
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+impl Progress {
+    /// A sink that speaks on stderr.
+    pub fn new(voice: Voice) -> Progress {
+        Progress { voice, bar: Mutex::new(None), done: AtomicU64::new(0) }
+    }
+
+    /// What is being done now.
+    pub fn step(&self, text: impl AsRef<str>) {
+        if self.voice != Voice::Quiet {
+            self.line(text.as_ref());
+        }
+    }
+
+    /// How it is done; only with `--verbose`.
+    pub fn detail(&self, text: impl AsRef<str>) {
+        if self.voice == Voice::Verbose {
+            self.line(&format!("  {}", text.as_ref()));
+        }
+    }
+
+    /// What the operator has to know even with `--quiet`.
+    pub fn warn(&self, text: impl AsRef<str>) {
+        self.line(&format!("warning: {}", text.as_ref()));
+    }
+
+    fn line(&self, text: &str) {
+        let text = printable(text);
+        match &*self.bar.lock().expect("no panic while drawing") {
+            Some(Bar { drawn: Some(drawn), .. }) => drawn.suspend(|| say(&text)),
+            _ => say(&text),
+        }
+    }
+
+    /// Begins to count `total` bytes of `what`.
+    pub fn begin_bytes(&self, what: &str, total: u64) {
+        self.done.store(0, Ordering::Relaxed);
+        let drawn = (self.voice != Voice::Quiet && std::io::stderr().is_terminal()).then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+            bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+            bar.set_message(what.to_owned());
+            bar
+        });
+        let now = Instant::now();
+        *self.bar.lock().expect("no panic while drawing") =
+            Some(Bar { what: what.into(), total, begin: now, last_line: now, drawn });
+    }
+
+    /// Counts `bytes` more.
+    pub fn add_bytes(&self, bytes: u64) {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // A worker that finds the lock taken leaves the drawing to the one who has it.
+        let Ok(mut bar) = self.bar.try_lock() else { return };
+        let Some(bar) = bar.as_mut() else { return };
+        if let Some(drawn) = &bar.drawn {
+            drawn.set_position(done);
+        } else if self.voice != Voice::Quiet && bar.last_line.elapsed() >= LINE_EVERY {
+            bar.last_line = Instant::now();
+            let seconds = bar.begin.elapsed().as_secs_f64();
+            let rate = done as f64 / seconds;
+            let left = bar.total.saturating_sub(done) as f64 / rate.max(1.0);
+            say(&format!(
+                "{}: {} of {}, {}/s, {:.0} s left",
+                bar.what,
+                bytes_text(done),
+                bytes_text(bar.total),
+                bytes_text(rate as u64),
+                left
+            ));
+        }
+    }
+
+    /// Ends the count.
+    pub fn end_bytes(&self) {
+        if let Some(bar) = self.bar.lock().expect("no panic while drawing").take()
+            && let Some(drawn) = bar.drawn
+        {
+            drawn.finish_and_clear();
+        }
+    }
+}
+
+fn say(text: &str) {
+    // A closed stderr is no reason to stop in the middle of a copy.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// `text` without anything that moves a terminal: control characters other than newline and tab are
+/// shown as escapes. For whatever a peer or a file may have put there.
+pub fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' && c != '\t' { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
+}
+
+/// Bytes for a person: "831 B", "32.0 MB" (powers of 1000, as disks and links are sold).
+pub fn bytes_text(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "kB", "MB", "GB", "TB"] {
+        if value < 999.5 {
+            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.1} PB")
+}
+
+/// A duration for a person: "0.4 s", "75 s", "12 min", "3.2 h".
+pub fn duration_text(seconds: f64) -> String {
+    match seconds {
+        s if s < 9.95 => format!("{s:.1} s"),
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+/// Seconds since 1970 as "2026-11-20 16:17:00 UTC".
+pub fn time_text(unix: i64) -> String {
+    // Days to civil date: the calendar repeats every 400 years (146,097 days), counted from 1 March 0000.
+    let (days, seconds) = (unix.div_euclid(86_400) + 719_468, unix.rem_euclid(86_400));
+    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn for_a_person() {
+        assert_eq!(bytes_text(0), "0 B");
+        assert_eq!(bytes_text(999), "999 B");
+        assert_eq!(bytes_text(32_000_000), "32.0 MB");
+        assert_eq!(duration_text(0.42), "0.4 s");
+        assert_eq!(duration_text(600.0), "10 min");
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(time_text(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(time_text(951_782_400), "2000-02-29 00:00:00 UTC");
+        assert_eq!(time_text(1_795_191_420), "2026-11-20 16:17:00 UTC");
+        assert_eq!(time_text(-1), "1969-12-31 23:59:59 UTC");
+    }
+
+    #[test]
+    fn escapes_do_not_reach_the_terminal() {
+        assert_eq!(printable("a\u{1b}[31mb\r\n"), "a\\u{1b}[31mb\\r\n");
+    }
+}

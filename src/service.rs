@@ -1,0 +1,141 @@
+//! Owns the server's life: how it is started and stopped, under whatever runs it here.
+
+use crate::error::{Error, Result};
+use crate::instance::Instance;
+use crate::layout::{Debian, Service};
+use crate::process;
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// Stops the server cleanly (a fast shutdown: clients are disconnected, WAL goes out to standbys) and
+/// returns when its process is gone. Nothing to do when it does not run.
+pub fn stop(instance: &Instance) -> Result<()> {
+    let limit = instance.stop_timeout;
+    let Some(running) = instance.running() else {
+        // supervisor may be between two attempts to start it.
+        if let Service::Supervisor { .. } = instance.service {
+            supervisorctl(instance, "stop", limit).map_err(|e| failed("stop", instance, e))?;
+        }
+        return Ok(());
+    };
+    let outcome = match &instance.service {
+        Service::Supervisor { .. } => supervisorctl(instance, "stop", limit),
+        Service::Systemd { unit } => plain(Command::new("systemctl").args(["stop", unit]), limit),
+        Service::PgCtlCluster { version, cluster } => {
+            plain(Command::new("pg_ctlcluster").args([version, cluster, "stop", "-m", "fast"]), limit)
+        }
+        Service::PgCtl => {
+            let mut command = Command::new(instance.program("pg_ctl")?);
+            let seconds = limit.as_secs().to_string();
+            command.arg("-D").arg(instance.data_directory()?);
+            command.args(["-m", "fast", "-w", "-t", &seconds, "stop"]);
+            plain(&mut command, limit + Duration::from_secs(5))
+        }
+        Service::Commands { stop, .. } => plain(Command::new("sh").args(["-c", stop]), limit),
+    };
+    outcome.map_err(|e| failed("stop", instance, e))?;
+    let gone = process::wait_for(limit, || Ok((!process::is_alive(running.pid)).then_some(())))?;
+    match gone {
+        Some(()) => Ok(()),
+        None => Err(Error::ServerDoesNotStop { data: instance.data_directory()?, limit }),
+    }
+}
+
+/// Starts the server and returns when its manager says it started; whether it accepts connections is for
+/// the caller to see.
+pub fn start(instance: &Instance) -> Result<()> {
+    let limit = instance.start_timeout;
+    let outcome = match &instance.service {
+        Service::Supervisor { .. } => supervisorctl(instance, "start", limit),
+        Service::Systemd { unit } => plain(Command::new("systemctl").args(["start", unit]), limit),
+        Service::PgCtlCluster { version, cluster } => {
+            plain(Command::new("pg_ctlcluster").args([version, cluster, "start"]), limit)
+        }
+        Service::PgCtl => {
+            let mut command = Command::new(instance.program("pg_ctl")?);
+            // -W: `pg_ctl -w` would wait for a standby's consistent state without saying so; we wait.
+            command.arg("-D").arg(instance.data_directory()?);
+            command.arg("-l").arg(pg_ctl_log(instance)).args(["-W", "start"]);
+            plain(&mut command, limit)
+        }
+        Service::Commands { start, .. } => plain(Command::new("sh").args(["-c", start]), limit),
+    };
+    outcome.map_err(|e| failed("start", instance, e))
+}
+
+fn plain(command: &mut Command, limit: Duration) -> Result<()> {
+    process::run(command, limit).map(drop)
+}
+
+fn failed(action: &'static str, instance: &Instance, error: Error) -> Error {
+    Error::ServerCommand {
+        action,
+        manager: instance.service.to_string(),
+        why: error.to_string(),
+        log: if action == "start" { log_tail(instance) } else { None },
+    }
+}
+
+fn supervisorctl(instance: &Instance, action: &str, limit: Duration) -> Result<()> {
+    let Service::Supervisor { config, program } = &instance.service else { return Ok(()) };
+    let mut command = Command::new("supervisorctl");
+    let finished = process::run_any(command.arg("-c").arg(config).args([action, program]), limit)?;
+    // Its exit status does not tell "already started" from a failure in every version.
+    let said = format!("{}{}", finished.stdout, finished.stderr);
+    let done = ["already started", "not running", ": started", ": stopped"];
+    if done.iter().any(|d| said.contains(d)) {
+        return Ok(());
+    }
+    Err(Error::Child {
+        program: "supervisorctl".into(),
+        status: finished.status.to_string(),
+        said: said.trim().to_owned(),
+    })
+}
+
+/// The last lines of the server's log, where it can be found; for the error of a failed start.
+pub fn log_tail(instance: &Instance) -> Option<String> {
+    let file = log_file(instance)?;
+    let text = String::from_utf8_lossy(&read_end(&file, 8192)?).into_owned();
+    let lines: Vec<_> = text.lines().collect();
+    let last = lines[lines.len().saturating_sub(12)..].join("\n");
+    Some(format!("{}:\n{last}", file.display()))
+}
+
+/// Where the manager puts the server's stderr.
+fn log_file(instance: &Instance) -> Option<PathBuf> {
+    let existing = |path: PathBuf| path.exists().then_some(path);
+    match &instance.service {
+        Service::Supervisor { config, program } => {
+            let text = fs::read_to_string(config).ok()?;
+            let section = text.split(&format!("[program:{program}]")).nth(1)?;
+            let section = section.split("\n[").next()?;
+            let line = section.lines().find_map(|l| l.trim().strip_prefix("stdout_logfile="))?;
+            existing(config.parent()?.join(line.trim().replace("%%", "%")))
+        }
+        Service::Systemd { .. } | Service::PgCtlCluster { .. } => {
+            let debian = Debian::of_data_directory(&instance.data_directory().ok()?)?;
+            let name = format!("postgresql-{}-{}.log", debian.version, debian.cluster);
+            existing(Path::new("/var/log/postgresql").join(name))
+        }
+        Service::PgCtl => existing(pg_ctl_log(instance)),
+        Service::Commands { .. } => None,
+    }
+}
+
+/// In the agent's directory: a log inside PGDATA would be copied and moved with it.
+fn pg_ctl_log(instance: &Instance) -> PathBuf {
+    instance.state_directory.join("postgres.log")
+}
+
+fn read_end(path: &Path, bytes: u64) -> Option<Vec<u8>> {
+    let mut file = fs::File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(bytes))).ok()?;
+    let mut buffer = Vec::new();
+    file.take(bytes).read_to_end(&mut buffer).ok()?;
+    Some(buffer)
+}

@@ -1,0 +1,354 @@
+//! Owns SQL to a server: connecting with a limit, one error text per way it can be refused, and the
+//! check that a *replication* connection is let in, which ordinary SQL cannot ask.
+
+use crate::blurb::Secret;
+use crate::error::{Error, Result};
+use crate::instance::Instance;
+use crate::postgres::version::PgVersion;
+use crate::postgres::wal::{Lsn, Timeline};
+use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
+use postgres::types::{FromSql, ToSql};
+use postgres::{Client, Row};
+use postgres_protocol::authentication::{md5_hash, sasl};
+use postgres_protocol::message::{backend, frontend};
+use std::io::{Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+/// A server to connect to.
+#[derive(Clone)]
+pub struct Target {
+    /// What error texts call it: "db.0", "this instance".
+    pub label: String,
+    /// Host name or address, or the absolute path of a Unix socket directory.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Role.
+    pub user: String,
+    /// Its password.
+    pub password: Option<Secret>,
+    /// Database.
+    pub database: String,
+    /// Limit for the connection.
+    pub timeout: Duration,
+}
+
+impl Target {
+    /// The server of this instance.
+    pub fn local(instance: &Instance) -> Result<Target> {
+        Ok(Target {
+            label: "this instance".into(),
+            host: instance.address(),
+            port: instance.port(),
+            user: instance.user.clone(),
+            password: instance.password()?,
+            database: "postgres".into(),
+            timeout: instance.connect_timeout,
+        })
+    }
+
+    fn at(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        format!("{} ({}:{})", self.label, host, self.port)
+    }
+
+    /// The same server, another database.
+    pub fn database(&self, database: &str) -> Target {
+        Target { database: database.into(), ..self.clone() }
+    }
+}
+
+/// A connection.
+pub struct Db {
+    client: Client,
+    label: String,
+    /// The server's version.
+    pub version: PgVersion,
+}
+
+/// TLS as libpq's `sslmode=prefer`: used where the server offers it, without checking the certificate.
+fn connector() -> Result<SslConnector> {
+    let mut builder = SslConnector::builder(SslMethod::tls_client())
+        .map_err(|e| Error::Sql { label: "TLS".into(), why: e.to_string() })?;
+    builder.set_verify(SslVerifyMode::NONE);
+    Ok(builder.build())
+}
+
+impl Db {
+    /// Connects, or says why not.
+    pub fn connect(target: &Target) -> Result<Db> {
+        let mut config = postgres::Config::new();
+        config
+            .host(&target.host)
+            .port(target.port)
+            .user(&target.user)
+            .dbname(&target.database)
+            .application_name("pgmahout")
+            .connect_timeout(target.timeout)
+            .keepalives_idle(Duration::from_secs(15))
+            .tcp_user_timeout(Duration::from_secs(60));
+        if let Some(password) = &target.password {
+            config.password(password.expose());
+        }
+        let mut tls = postgres_openssl::MakeTlsConnector::new(connector()?);
+        tls.set_callback(|ssl, _| {
+            ssl.set_verify_hostname(false);
+            Ok(())
+        });
+        // connect_timeout covers the TCP connection only: a server that accepts and stays silent would be
+        // waited for without limit, so the whole of it runs against a clock.
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = sender.send(config.connect(tls));
+        });
+        let outcome = match receiver.recv_timeout(target.timeout + Duration::from_secs(1)) {
+            Ok(outcome) => outcome,
+            Err(_) => return Err(Error::SqlSilent { at: target.at(), limit: target.timeout }),
+        };
+        let client = outcome.map_err(|e| connection_error(target, &e))?;
+        let mut db =
+            Db { client, label: target.label.clone(), version: PgVersion::from_num(0) };
+        let number: String = db.value("SELECT current_setting('server_version_num')", &[])?;
+        db.version = PgVersion::from_num(number.parse().unwrap_or(0));
+        db.run("SET statement_timeout = '60s'")?;
+        Ok(db)
+    }
+
+    fn error(&self, e: &postgres::Error) -> Error {
+        let why = match e.as_db_error() {
+            Some(db) => match db.detail() {
+                Some(detail) => format!("{} ({detail})", db.message()),
+                None => db.message().to_owned(),
+            },
+            None => chain(e),
+        };
+        Error::Sql { label: self.label.clone(), why }
+    }
+
+    /// Runs statements that return nothing.
+    pub fn run(&mut self, sql: &str) -> Result<()> {
+        self.client.batch_execute(sql).map_err(|e| self.error(&e))
+    }
+
+    /// All rows.
+    pub fn rows(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        self.client.query(sql, parameters).map_err(|e| self.error(&e))
+    }
+
+    /// The one row of a query that returns exactly one.
+    pub fn row(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row> {
+        self.client.query_one(sql, parameters).map_err(|e| self.error(&e))
+    }
+
+    /// The first column of the one row.
+    pub fn value<T: for<'a> FromSql<'a>>(
+        &mut self,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<T> {
+        let row = self.row(sql, parameters)?;
+        row.try_get(0).map_err(|e| self.error(&e))
+    }
+
+    /// An LSN from a query that gives it as text; `None` for NULL.
+    pub fn lsn(&mut self, sql: &str) -> Result<Option<Lsn>> {
+        let text: Option<String> = self.value(sql, &[])?;
+        text.map(|t| t.parse::<Lsn>()).transpose()
+    }
+
+    /// The value of a setting; `None` where this version does not know it.
+    pub fn setting(&mut self, name: &str) -> Result<Option<String>> {
+        let rows = self.rows("SELECT current_setting(name) FROM pg_settings WHERE name = $1", &[&name])?;
+        rows.first().map(|row| row.try_get(0)).transpose().map_err(|e| self.error(&e))
+    }
+
+    /// Is it in recovery, i.e. a standby?
+    pub fn in_recovery(&mut self) -> Result<bool> {
+        self.value("SELECT pg_is_in_recovery()", &[])
+    }
+
+    /// True while the connection works.
+    pub fn is_alive(&mut self) -> bool {
+        self.client.is_valid(Duration::from_secs(5)).is_ok()
+    }
+}
+
+/// The error and everything behind it, once each: tokio-postgres says "error connecting to server" and
+/// hides the reason in the source.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        source = inner.source();
+    }
+    text
+}
+
+fn connection_error(target: &Target, error: &postgres::Error) -> Error {
+    match error.as_db_error() {
+        Some(db) => refusal(target, db.code().code(), db.message(), false),
+        // A server that wants a password of a client that has none is told by the client library itself.
+        None if chain(error).contains("password missing") => {
+            refusal(target, "28P01", "no password is known", false)
+        }
+        None => Error::SqlUnreachable { at: target.at(), why: chain(error) },
+    }
+}
+
+/// The error for what a server answers to a connection. Codes: PostgreSQL's appendix A.
+fn refusal(target: &Target, code: &str, message: &str, replication: bool) -> Error {
+    let at = target.at();
+    let user = target.user.clone();
+    match code {
+        "28P01" => Error::SqlPassword { at, user },
+        "28000" if message.contains("pg_hba.conf") && replication => Error::NoReplicationEntry { at, user },
+        "28000" => Error::SqlRefused { at, why: message.into() },
+        "57P03" => Error::SqlUnreachable { at, why: message.into() },
+        _ => Error::SqlRefused { at, why: message.into() },
+    }
+}
+
+/// Connects as a standby would and asks IDENTIFY_SYSTEM; gives the system identifier that the server
+/// says, and its current timeline. The `postgres` crate cannot make replication connections, so the few messages of one are here
+/// (PostgreSQL's manual, "Message Flow" and "Streaming Replication Protocol").
+pub fn check_replication(target: &Target) -> Result<(String, Timeline)> {
+    let at = target.at();
+    let unreachable = |e: std::io::Error| Error::SqlUnreachable { at: at.clone(), why: e.to_string() };
+    let mut last = std::io::Error::other("the name has no address");
+    for address in (target.host.as_str(), target.port).to_socket_addrs().map_err(&unreachable)? {
+        match TcpStream::connect_timeout(&address, target.timeout) {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(target.timeout)).map_err(&unreachable)?;
+                stream.set_write_timeout(Some(target.timeout)).map_err(&unreachable)?;
+                return identify(target, stream);
+            }
+            Err(e) => last = e,
+        }
+    }
+    Err(unreachable(last))
+}
+
+fn identify(target: &Target, mut stream: TcpStream) -> Result<(String, Timeline)> {
+    let unreachable = |e: std::io::Error| Error::SqlUnreachable { at: target.at(), why: e.to_string() };
+    let mut out = bytes::BytesMut::new();
+    frontend::ssl_request(&mut out);
+    stream.write_all(&out).map_err(unreachable)?;
+    let mut answer = [0u8];
+    stream.read_exact(&mut answer).map_err(unreachable)?;
+    if answer[0] == b'S' {
+        let mut configuration =
+            connector()?.configure().map_err(|e| unreachable(std::io::Error::other(e)))?;
+        configuration.set_verify_hostname(false);
+        let stream = configuration
+            .connect(&target.host, stream)
+            .map_err(|e| unreachable(std::io::Error::other(e.to_string())))?;
+        speak(target, stream)
+    } else {
+        speak(target, stream)
+    }
+}
+
+/// No answer to IDENTIFY_SYSTEM comes near this.
+const MESSAGE_LIMIT: usize = 64 * 1024;
+
+fn speak<S: Read + Write>(target: &Target, mut stream: S) -> Result<(String, Timeline)> {
+    let unreachable = |e: std::io::Error| Error::SqlUnreachable { at: target.at(), why: e.to_string() };
+    let odd = |what: &str| Error::SqlRefused { at: target.at(), why: format!("it answered {what}") };
+    let password = target.password.as_ref().map(|p| p.expose().as_bytes().to_vec());
+    let password = || {
+        password.clone().ok_or_else(|| Error::SqlPassword { at: target.at(), user: target.user.clone() })
+    };
+    let mut out = bytes::BytesMut::new();
+    let parameters =
+        [("user", target.user.as_str()), ("replication", "true"), ("application_name", "pgmahout")];
+    frontend::startup_message(parameters, &mut out).map_err(unreachable)?;
+    stream.write_all(&out).map_err(unreachable)?;
+    let mut input = bytes::BytesMut::new();
+    let mut scram: Option<sasl::ScramSha256> = None;
+    let mut identifier = None;
+    loop {
+        let message = loop {
+            if let Some(message) = backend::Message::parse(&mut input).map_err(unreachable)? {
+                break message;
+            }
+            if input.len() > MESSAGE_LIMIT {
+                return Err(odd("an overlong message"));
+            }
+            let mut buffer = [0u8; 4096];
+            match stream.read(&mut buffer).map_err(unreachable)? {
+                0 => return Err(odd("nothing and closed the connection")),
+                n => input.extend_from_slice(&buffer[..n]),
+            }
+        };
+        out.clear();
+        use backend::Message::*;
+        match message {
+            AuthenticationOk => {}
+            AuthenticationCleartextPassword => {
+                frontend::password_message(&password()?, &mut out).map_err(unreachable)?
+            }
+            AuthenticationMd5Password(body) => {
+                let hash = md5_hash(target.user.as_bytes(), &password()?, body.salt());
+                frontend::password_message(hash.as_bytes(), &mut out).map_err(unreachable)?
+            }
+            AuthenticationSasl(_) => {
+                let state = sasl::ScramSha256::new(&password()?, sasl::ChannelBinding::unsupported());
+                frontend::sasl_initial_response(sasl::SCRAM_SHA_256, state.message(), &mut out)
+                    .map_err(unreachable)?;
+                scram = Some(state);
+            }
+            AuthenticationSaslContinue(body) => {
+                let state = scram.as_mut().ok_or_else(|| odd("SASL out of order"))?;
+                state.update(body.data()).map_err(unreachable)?;
+                frontend::sasl_response(state.message(), &mut out).map_err(unreachable)?;
+            }
+            AuthenticationSaslFinal(body) => {
+                let state = scram.as_mut().ok_or_else(|| odd("SASL out of order"))?;
+                state.finish(body.data()).map_err(unreachable)?;
+            }
+            ReadyForQuery(_) => match identifier {
+                Some(identifier) => return Ok(identifier),
+                None => frontend::query("IDENTIFY_SYSTEM", &mut out).map_err(unreachable)?,
+            },
+            DataRow(row) => {
+                use fallible_iterator::FallibleIterator;
+                // systemid, timeline, xlogpos, dbname
+                let ranges: Vec<_> = row.ranges().collect().map_err(unreachable)?;
+                let text = |i: usize| {
+                    let range = ranges.get(i).cloned().flatten()?;
+                    Some(String::from_utf8_lossy(&row.buffer()[range]).into_owned())
+                };
+                let timeline = text(1).and_then(|t| t.parse().ok()).map(Timeline);
+                let (Some(id), Some(timeline)) = (text(0), timeline) else {
+                    return Err(odd("no system identifier"));
+                };
+                identifier = Some((id, timeline));
+            }
+            ErrorResponse(body) => {
+                use fallible_iterator::FallibleIterator;
+                let (mut code, mut said) = (String::new(), String::new());
+                let mut fields = body.fields();
+                while let Ok(Some(field)) = fields.next() {
+                    let value = String::from_utf8_lossy(field.value_bytes()).into_owned();
+                    match field.type_() {
+                        b'C' => code = value,
+                        b'M' => said = value,
+                        _ => {}
+                    }
+                }
+                return Err(refusal(target, &code, &said, true));
+            }
+            ParameterStatus(_) | BackendKeyData(_) | NoticeResponse(_) | RowDescription(_)
+            | CommandComplete(_) => {}
+            _ => return Err(odd("something that is not PostgreSQL's protocol")),
+        }
+        if !out.is_empty() {
+            stream.write_all(&out).map_err(unreachable)?;
+        }
+    }
+}
