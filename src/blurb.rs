@@ -1,0 +1,639 @@
+//! Owns the blurb: what an instance tells another about itself, as `dotcloud info` printed it over the
+//! years (YAML or JSON of the 0.4 command line, text of 0.9), and the instance's own environment.
+//!
+//! A blurb comes from another machine and may be anything. Its size is bounded, what is quoted from it
+//! in an error is escaped and freed of passwords, and hosts and users that could pass for options are
+//! refused.
+
+use crate::error::{Error, Result};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Larger inputs are no blurbs.
+const LONGEST: usize = 1 << 20;
+
+/// A password. Neither `{}` nor `{:?}` show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Hides a text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Secret(text.into())
+    }
+
+    /// The text itself, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Where an instance's SSH server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshEndpoint {
+    /// `None`: whoever runs the agent.
+    pub user: Option<String>,
+    /// A name or an address; IPv6 without brackets.
+    pub host: String,
+    /// 22 where the blurb has none.
+    pub port: u16,
+}
+
+/// Where an instance's PostgreSQL is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SqlEndpoint {
+    /// `None`: this instance's own.
+    pub user: Option<String>,
+    /// `None`: this instance's own.
+    pub password: Option<Secret>,
+    /// A name or an address; IPv6 without brackets.
+    pub host: String,
+    /// 5432 where a `pgsql:` URL has none.
+    pub port: u16,
+    /// `None`: not said.
+    pub database: Option<String>,
+}
+
+/// What an instance tells about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blurb {
+    /// `db.0`, where the blurb says it.
+    pub name: Option<String>,
+    /// Its SSH server.
+    pub ssh: SshEndpoint,
+    /// Its PostgreSQL.
+    pub sql: SqlEndpoint,
+}
+
+impl Blurb {
+    /// Reads what `dotcloud info` printed. `from` chooses one of several instances: `db.0`, `0` or
+    /// `shop.db.0`.
+    ///
+    /// # Errors
+    /// The `Blurb…` variants of [`Error`]; all end with exit code 2.
+    pub fn parse(bytes: &[u8], from: Option<&str>) -> Result<Blurb> {
+        let text = checked_text(bytes)?;
+        let text = without_warnings(&text)?;
+        let first = text.trim_start();
+        if first.starts_with(['{', '[']) {
+            let document = serde_json::from_str(first)
+                .map_err(|error| Error::BlurbSyntax { format: "JSON", why: shown(&error.to_string()) })?;
+            return from_document(document, text, from);
+        }
+        if text.lines().any(|line| line.starts_with("== ") || line.starts_with("=== ")) {
+            return from_sections(text, from);
+        }
+        match serde_yaml::from_str(text) {
+            Ok(document) => from_document(document, text, from),
+            // A password can break the YAML; the lines that matter are plain enough without.
+            Err(_) => from_document(scan_lines(text), text, from),
+        }
+    }
+
+    /// Reads an instance's own environment (`environment.json`, `environment.yaml`, or `KEY=VALUE`
+    /// lines) and looks another instance of the app up: by its number, if it is of the same service,
+    /// or its name (`db.0`, `shop.db.0`).
+    ///
+    /// # Errors
+    /// The `Blurb…` and `Environment…` variants of [`Error`]; all end with exit code 2.
+    pub fn from_environment(bytes: &[u8], number_or_name: &str) -> Result<Blurb> {
+        let text = checked_text(bytes)?;
+        let variables = environment_variables(&text)?;
+        let missing = |why| Error::EnvironmentInstance { wanted: shown(number_or_name), why };
+
+        let (service, number) = match number_or_name.rsplit_once('.') {
+            Some((service, number)) => (service.rsplit('.').next().unwrap_or(service), number),
+            None => match variables.get("DOTCLOUD_SERVICE_NAME") {
+                Some(service) => (service.as_str(), number_or_name),
+                None => return Err(missing("does not say which service this is")),
+            },
+        };
+        if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(missing("is looked up by a number, as in 0 or db.0, and not by that"));
+        }
+        let key_part = |name: &str| -> String {
+            name.chars()
+                .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' })
+                .collect()
+        };
+        let prefix = format!("DOTCLOUD_{}_", key_part(service));
+        let suffix = format!("_{number}");
+        // A service that never had more than one instance may have no numbers in its keys.
+        let numbered = variables.keys().any(|key| key.starts_with(&prefix) && ends_with_number(key));
+        let get = |port: &str, what: &str| {
+            let key = format!("{prefix}{}_{what}", key_part(port));
+            let plain = || (!numbered && number == "0").then(|| variables.get(&key)).flatten();
+            variables.get(&format!("{key}{suffix}")).or_else(plain)
+        };
+
+        let mut ports = Vec::new();
+        for port in ["ssh", "pgsql", "sql", "postgresql"] {
+            let url = match (get(port, "URL"), get(port, "HOST"), get(port, "PORT")) {
+                (Some(url), _, _) => url.clone(),
+                (None, Some(host), Some(number)) => {
+                    let scheme = if port == "ssh" { "ssh" } else { "tcp" };
+                    let bracketed = host.contains(':') && !host.starts_with('[');
+                    let host = if bracketed { format!("[{host}]") } else { host.clone() };
+                    format!("{scheme}://{host}:{number}")
+                }
+                _ => continue,
+            };
+            ports.push(Port { name: port.to_owned(), url });
+        }
+        if ports.is_empty() {
+            let names = known_instances(&variables);
+            return Err(if names.is_empty() {
+                missing("holds no instance at all")
+            } else {
+                Error::BlurbNoSuchInstance { wanted: shown(number_or_name), names }
+            });
+        }
+        let mut blurb = from_ports(Some(format!("{service}.{number}")), &ports, None)?;
+        let credential =
+            |what| ["pgsql", "sql", "postgresql"].iter().find_map(|port| get(port, what)).cloned();
+        blurb.sql.user = blurb.sql.user.or(credential("LOGIN"));
+        blurb.sql.password = blurb.sql.password.or(credential("PASSWORD").map(Secret));
+        Ok(blurb)
+    }
+}
+
+// ---- the text
+
+/// Bounded, UTF-8, without a byte order mark, lines ending in LF alone, not empty.
+fn checked_text(bytes: &[u8]) -> Result<String> {
+    if bytes.len() > LONGEST {
+        return Err(Error::BlurbTooLong { bytes: bytes.len(), limit: LONGEST });
+    }
+    let text =
+        std::str::from_utf8(bytes).map_err(|error| Error::BlurbNotText { position: error.valid_up_to() })?;
+    let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
+    if text.trim().is_empty() {
+        return Err(Error::BlurbEmpty);
+    }
+    Ok(text)
+}
+
+/// What stands behind the warnings that command lines print first.
+///
+/// # Errors
+/// [`Error::BlurbIsError`] when an error message is all there is.
+fn without_warnings(text: &str) -> Result<&str> {
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (line, after) = rest.split_once('\n').unwrap_or((rest, ""));
+        let lower = line.trim().to_ascii_lowercase();
+        let says = |word: &str| {
+            lower.strip_prefix(word).is_some_and(|more| more.starts_with(':') || more.is_empty())
+        };
+        if says("error") || says("fatal") || lower.starts_with("traceback (most recent") {
+            return Err(Error::BlurbIsError { line: shown(line) });
+        }
+        // "**" begins the lines of OpenSSH's warning about key exchanges.
+        if !(lower.is_empty() || says("warning") || lower.starts_with("** ")) {
+            return Ok(rest);
+        }
+        rest = after;
+    }
+    Err(Error::BlurbEmpty)
+}
+
+/// A piece of foreign text made fit for a terminal: passwords masked, everything that is not visible
+/// escaped, cut to one line's length.
+fn shown(text: &str) -> String {
+    const LONGEST_SHOWN: usize = 120;
+    let text = text.trim();
+    let mut masked = text.to_owned();
+    if let Some(scheme) = text.find("://") {
+        let userinfo = scheme + 3;
+        if let Some(at) = text.rfind('@').filter(|at| *at > userinfo)
+            && let Some(colon) = text[userinfo..at].find(':')
+        {
+            masked.replace_range(userinfo + colon + 1..at, "***");
+        }
+    } else if let Some(word) = text.to_ascii_lowercase().find("password")
+        && let Some(end) = text[word..].find([':', '='])
+    {
+        masked.replace_range(word + end + 1.., " ***");
+    }
+    let mut escaped = String::new();
+    for c in masked.chars() {
+        if escaped.chars().count() >= LONGEST_SHOWN {
+            escaped.push('…');
+            break;
+        }
+        match c {
+            ' '..='~' => escaped.push(c),
+            c if c.is_alphanumeric() => escaped.push(c),
+            c => escaped.extend(c.escape_default()),
+        }
+    }
+    escaped
+}
+
+// ---- the forms a blurb comes in
+
+/// A port: what it is called and where it is.
+struct Port {
+    name: String,
+    url: String,
+}
+
+/// The 0.4 form, of which only this is read. Strings keep a YAML scalar exactly as written, so that a
+/// password such as `007` or `1e5` is not taken for a number.
+#[derive(Default, Deserialize)]
+struct Document {
+    ports: Option<Ports>,
+    config: Option<Config>,
+    instances: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Ports {
+    List(Vec<ListedPort>),
+    Map(BTreeMap<String, String>),
+}
+
+#[derive(Deserialize)]
+struct ListedPort {
+    name: Option<String>,
+    url: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+struct Config {
+    postgresql_password: Option<String>,
+}
+
+fn from_document(document: Document, text: &str, from: Option<&str>) -> Result<Blurb> {
+    let ports: Vec<Port> = match document.ports {
+        Some(Ports::Map(map)) => map.into_iter().map(|(name, url)| Port { name, url }).collect(),
+        Some(Ports::List(list)) => list
+            .into_iter()
+            .filter_map(|port| Some(Port { name: port.name.unwrap_or_default(), url: port.url? }))
+            .collect(),
+        None => return Err(unknown(text)),
+    };
+    // "shop.db.0" is db.0 of shop. With several instances the ports are the service's.
+    let mut names = document.instances.unwrap_or_default().into_keys();
+    let name = match (names.next(), names.next()) {
+        (Some(name), None) => Some(short_name(&name)),
+        _ => None,
+    };
+    if let (Some(name), Some(from)) = (&name, from)
+        && !is_meant(name, from)
+    {
+        return Err(Error::BlurbNoSuchInstance { wanted: shown(from), names: vec![shown(name)] });
+    }
+    from_ports(name, &ports, document.config.and_then(|config| config.postgresql_password))
+}
+
+fn unknown(text: &str) -> Error {
+    let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    Error::BlurbUnknown { line: shown(line) }
+}
+
+/// The `ports:` list and the password, line by line, for what looks like 0.4's YAML and is not.
+fn scan_lines(text: &str) -> Document {
+    let unquoted = |value: &str| {
+        let value = value.trim();
+        ['\'', '"']
+            .into_iter()
+            .find_map(|quote| value.strip_prefix(quote)?.strip_suffix(quote))
+            .unwrap_or(value)
+            .to_owned()
+    };
+    let mut ports: Vec<ListedPort> = Vec::new();
+    let mut section = "";
+    let mut config = Config::default();
+    for line in text.lines() {
+        if !line.starts_with([' ', '-', '\t']) {
+            section = line.split(':').next().unwrap_or_default();
+            continue;
+        }
+        let (item, body) = match line.trim_start().strip_prefix("- ") {
+            Some(body) => (true, body.trim_start()),
+            None => (false, line.trim_start()),
+        };
+        let Some((key, value)) = body.split_once(": ") else { continue };
+        match (section, key) {
+            ("ports", "name" | "url") => {
+                if item || ports.is_empty() {
+                    ports.push(ListedPort { name: None, url: None });
+                }
+                let port = ports.last_mut().expect("pushed above");
+                let field = if key == "name" { &mut port.name } else { &mut port.url };
+                *field = Some(unquoted(value));
+            }
+            ("config", "postgresql_password") => config.postgresql_password = Some(unquoted(value)),
+            _ => {}
+        }
+    }
+    Document {
+        ports: (!ports.is_empty()).then_some(Ports::List(ports)),
+        config: Some(config),
+        instances: None,
+    }
+}
+
+/// The 0.9 form: `== db` begins a service, `=== db.0` an instance, whose ports are indented lines
+/// behind `ports:`.
+fn from_sections(text: &str, from: Option<&str>) -> Result<Blurb> {
+    let mut sections: Vec<(String, Vec<Port>)> = Vec::new();
+    let (mut in_instance, mut in_ports) = (false, false);
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("=== ") {
+            sections.push((short_name(name.trim()), Vec::new()));
+            (in_instance, in_ports) = (true, false);
+        } else if line.starts_with("== ") {
+            in_instance = false;
+        } else if !line.starts_with([' ', '\t']) {
+            in_ports = line.trim_end() == "ports:";
+        } else if in_instance
+            && in_ports
+            && let Some((name, url)) = line.split_once(':')
+            && let Some((_, ports)) = sections.last_mut()
+        {
+            ports.push(Port { name: name.trim().to_owned(), url: url.trim().to_owned() });
+        }
+    }
+    let names = || sections.iter().map(|(name, _)| shown(name)).collect::<Vec<_>>();
+    if sections.is_empty() {
+        return Err(unknown(text));
+    }
+    let chosen: Vec<&(String, Vec<Port>)> =
+        sections.iter().filter(|(name, _)| from.is_none_or(|from| is_meant(name, from))).collect();
+    match (chosen[..].first(), from) {
+        (None, _) => {
+            Err(Error::BlurbNoSuchInstance { wanted: shown(from.unwrap_or_default()), names: names() })
+        }
+        (Some(_), _) if chosen.len() > 1 => Err(Error::BlurbSeveral { names: names() }),
+        (Some((name, ports)), _) => from_ports(Some(name.clone()), ports, None),
+    }
+}
+
+/// `shop.db.0` is `db.0` of the app `shop`.
+fn short_name(name: &str) -> String {
+    let mut parts = name.rsplitn(3, '.');
+    match (parts.next(), parts.next()) {
+        (Some(number), Some(service)) => format!("{service}.{number}"),
+        _ => name.to_owned(),
+    }
+}
+
+/// Whether `from`, as typed, means the instance `name`.
+fn is_meant(name: &str, from: &str) -> bool {
+    name == from || name == short_name(from) || name.rsplit('.').next() == Some(from)
+}
+
+// ---- the environment
+
+fn environment_variables(text: &str) -> Result<BTreeMap<String, String>> {
+    let first = text.trim_start();
+    let document: serde_json::Value = if first.starts_with('{') {
+        serde_json::from_str(first)
+            .map_err(|error| Error::BlurbSyntax { format: "JSON", why: shown(&error.to_string()) })?
+    } else if let Some(variables) = key_value_lines(text) {
+        return Ok(variables);
+    } else {
+        let map: BTreeMap<String, Option<String>> = serde_yaml::from_str(text)
+            .map_err(|error| Error::BlurbSyntax { format: "YAML", why: shown(&error.to_string()) })?;
+        return Ok(map.into_iter().filter_map(|(key, value)| Some((key, value?))).collect());
+    };
+    let map = document.as_object().cloned().unwrap_or_default();
+    let text_of = |value: serde_json::Value| match value {
+        serde_json::Value::String(text) => Some(text),
+        serde_json::Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    Ok(map.into_iter().filter_map(|(key, value)| Some((key, text_of(value)?))).collect())
+}
+
+/// `KEY=VALUE` lines, with an optional `export` and quotes; `None` if any other line is found.
+fn key_value_lines(text: &str) -> Option<BTreeMap<String, String>> {
+    let mut variables = BTreeMap::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let line = line.strip_prefix("export ").unwrap_or(line);
+        let (key, value) = line.split_once('=')?;
+        if key.is_empty() || !key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            return None;
+        }
+        let value = ['\'', '"']
+            .into_iter()
+            .find_map(|quote| value.strip_prefix(quote)?.strip_suffix(quote))
+            .unwrap_or(value);
+        variables.insert(key.to_owned(), value.to_owned());
+    }
+    Some(variables)
+}
+
+fn ends_with_number(key: &str) -> bool {
+    key.rsplit_once('_').is_some_and(|(_, end)| !end.is_empty() && end.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// `db.0`, `db.1`, … as far as they have an SSH port in the environment.
+fn known_instances(variables: &BTreeMap<String, String>) -> Vec<String> {
+    let instance = |key: &String| {
+        let (service, number) = key.strip_prefix("DOTCLOUD_")?.split_once("_SSH_URL_")?;
+        Some(shown(&format!("{}.{number}", service.to_ascii_lowercase())))
+    };
+    variables.keys().filter_map(instance).collect()
+}
+
+// ---- ports and URLs
+
+/// What PostgreSQL's port is called, the best name first.
+const SQL_NAMES: [&str; 3] = ["pgsql", "sql", "postgresql"];
+const SQL_SCHEMES: [&str; 4] = ["tcp", "pgsql", "postgres", "postgresql"];
+
+fn from_ports(name: Option<String>, ports: &[Port], password: Option<String>) -> Result<Blurb> {
+    let candidates = |of: &dyn Fn(&&Port) -> bool| ports.iter().filter(of).collect::<Vec<_>>();
+    let named = |wanted: &str| ports.iter().find(|port| port.name.eq_ignore_ascii_case(wanted));
+    let seen = || ports.iter().map(|port| shown(&port.name)).collect::<Vec<_>>();
+    let of = name.clone().map(|name| shown(&name));
+
+    let ssh_like = candidates(&|port| scheme(&port.url) == "ssh");
+    let ssh = match (named("ssh"), &ssh_like[..]) {
+        (Some(port), _) => port,
+        (None, [port]) => *port,
+        _ => return Err(Error::BlurbNoPort { of, what: "SSH", names: seen() }),
+    };
+    let is_sql = |port: &&Port| SQL_SCHEMES.contains(&scheme(&port.url).as_str());
+    let sql_like = candidates(&is_sql);
+    let sql = match (SQL_NAMES.iter().find_map(|name| named(name).filter(is_sql)), &sql_like[..]) {
+        (Some(port), _) => port,
+        (None, [port]) => *port,
+        (None, []) => return Err(Error::BlurbNoPort { of, what: "PostgreSQL", names: seen() }),
+        (None, several) => {
+            let names = several.iter().map(|port| shown(&port.name)).collect();
+            return Err(Error::BlurbPorts { names });
+        }
+    };
+    let ssh_url = Url::parse(ssh)?;
+    let sql_url = Url::parse(sql)?;
+    let default_port = |default: Option<u16>, url: &Url, port: &Port| {
+        url.port.or(default).ok_or_else(|| bad_url(port, "has no port number"))
+    };
+    let sql_default = (scheme(&sql.url) != "tcp").then_some(5432);
+    // The configuration shows the password as it is, the URL perhaps encoded, perhaps not.
+    let sql_password = match (sql_url.password, password) {
+        (Some((raw, _)), Some(known)) if raw == known => Some(known),
+        (Some((_, decoded)), _) => Some(decoded),
+        (None, known) => known,
+    };
+    Ok(Blurb {
+        name,
+        ssh: SshEndpoint { port: ssh_url.port.unwrap_or(22), user: ssh_url.user, host: ssh_url.host },
+        sql: SqlEndpoint {
+            port: default_port(
+                sql_default,
+                &Url { user: None, password: None, host: String::new(), database: None, ..sql_url },
+                sql,
+            )?,
+            user: sql_url.user,
+            password: sql_password.filter(|text| !text.is_empty()).map(Secret),
+            host: sql_url.host,
+            database: sql_url.database,
+        },
+    })
+}
+
+fn scheme(url: &str) -> String {
+    url.split_once("://").map_or(String::new(), |(scheme, _)| scheme.to_ascii_lowercase())
+}
+
+fn bad_url(port: &Port, why: &'static str) -> Error {
+    Error::BlurbUrl { port: shown(&port.name), url: shown(&port.url), why }
+}
+
+struct Url {
+    user: Option<String>,
+    /// As written, and percent-decoded.
+    password: Option<(String, String)>,
+    host: String,
+    port: Option<u16>,
+    database: Option<String>,
+}
+
+impl Url {
+    /// `scheme://[user[:password]@]host[:port][/database]`. The password may hold any character, so
+    /// the user part ends at the *last* `@`, and only behind it `/`, `?` and `#` mean something.
+    fn parse(port: &Port) -> Result<Url> {
+        let bad = |why| bad_url(port, why);
+        let (_, rest) = port.url.split_once("://").ok_or_else(|| bad("is not a URL"))?;
+        let (user_part, rest) = match rest.rsplit_once('@') {
+            Some((user_part, rest)) => (Some(user_part), rest),
+            None => (None, rest),
+        };
+        let (address, path) = match rest.find(['/', '?', '#']) {
+            Some(at) => (&rest[..at], &rest[at..]),
+            None => (rest, ""),
+        };
+        let (host, number) = match address.strip_prefix('[') {
+            Some(inner) => {
+                let (host, after) = inner.split_once(']').ok_or_else(|| bad("has \"[\" without \"]\""))?;
+                if !is_ipv6(host) {
+                    return Err(bad("has no IPv6 address in its brackets"));
+                }
+                let number = if after.is_empty() { None } else { after.strip_prefix(':') };
+                if number.is_none() && !after.is_empty() {
+                    return Err(bad("has something else than a port behind \"]\""));
+                }
+                (host.replace("%25", "%"), number)
+            }
+            None => match address.split_once(':') {
+                Some((_, number)) if number.contains(':') => {
+                    return Err(bad("has an IPv6 address without brackets"));
+                }
+                Some((host, number)) => (host.to_owned(), Some(number)),
+                None => (address.to_owned(), None),
+            },
+        };
+        if !address.starts_with('[') && !is_host_name(&host) {
+            return Err(bad("has no usable host name"));
+        }
+        let number = match number {
+            None => None,
+            Some(text) => Some(
+                text.parse::<u16>()
+                    .ok()
+                    .filter(|n| *n > 0 && text.bytes().all(|b| b.is_ascii_digit()))
+                    .ok_or_else(|| bad("has a port that is not between 1 and 65535"))?,
+            ),
+        };
+        let (user, password) = match user_part.map(|part| part.split_once(':').unwrap_or((part, ""))) {
+            Some((user, password)) => (lenient_decode(user), password),
+            None => (String::new(), ""),
+        };
+        if user.starts_with('-') || user.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(bad("has no usable user name"));
+        }
+        let decoded = lenient_decode(password);
+        if decoded.contains(['\0', '\n', '\r']) {
+            return Err(bad("has a line break or NUL in its password"));
+        }
+        let database = path.strip_prefix('/').unwrap_or("").split(['?', '#']).next().unwrap_or_default();
+        let database = lenient_decode(database.trim_end_matches('/'));
+        if database.chars().any(char::is_control) {
+            return Err(bad("has no usable database name"));
+        }
+        Ok(Url {
+            user: (!user.is_empty()).then_some(user),
+            password: (!password.is_empty()).then(|| (password.to_owned(), decoded)),
+            host,
+            port: number,
+            database: (!database.is_empty()).then_some(database),
+        })
+    }
+}
+
+/// A name or an IPv4 address, and nothing that a program could take for an option.
+fn is_host_name(host: &str) -> bool {
+    !host.is_empty()
+        && host.len() <= 253
+        && !host.starts_with(['-', '.'])
+        && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+}
+
+/// An IPv6 address, with an optional zone (`%eth0`, in URLs `%25eth0`).
+fn is_ipv6(host: &str) -> bool {
+    let (address, zone) = host.split_once('%').unwrap_or((host, "x"));
+    let zone = zone.strip_prefix("25").unwrap_or(zone);
+    address.parse::<std::net::Ipv6Addr>().is_ok()
+        && zone.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+}
+
+/// Decodes `%41`; what is no such code stays, for passwords were not always encoded. All or nothing: if
+/// the result is not UTF-8, the text stays as it was.
+fn lenient_decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let digit = |at: usize| char::from(*bytes.get(at)?).to_digit(16);
+        match (bytes[at], digit(at + 1), digit(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push((high * 16 + low) as u8);
+                at += 3;
+            }
+            (byte, _, _) => {
+                decoded.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8(decoded).unwrap_or_else(|_| text.to_owned())
+}

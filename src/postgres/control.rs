@@ -1,0 +1,281 @@
+//! Owns the layout of `global/pg_control`, for PostgreSQL 9.3 to 18 on 64-bit little-endian machines.
+//!
+//! The fields and their order are those of `catalog/pg_control.h` of each version; the C compiler's
+//! alignment is reproduced by [`Fields`]. That the layout is the right one is proved twice: the
+//! constant 1234567.0 stands where it must, and the checksum right behind the last field is correct.
+
+use super::wal::{Lsn, SystemId, Timeline, is_segment_size};
+use crate::error::{Error, Result};
+use serde::Serialize;
+
+/// `pg_control_version` of the releases that changed the layout. 9.4 and 9.5 share 942, though 9.5
+/// added fields; the catalog version tells them apart.
+const V9_3: u32 = 937;
+const V9_4: u32 = 942;
+const V9_6: u32 = 960;
+const V10: u32 = 1002;
+const V11: u32 = 1100;
+const V12: u32 = 1201;
+const V13: u32 = 1300;
+const V17: u32 = 1700;
+const V18: u32 = 1800;
+const KNOWN: [u32; 9] = [V9_3, V9_4, V9_6, V10, V11, V12, V13, V17, V18];
+/// Between the last catalog version of 9.4 (201409291) and that of 9.5 (201510051).
+const CATALOG_9_5: u32 = 201_412_000;
+
+/// What the cluster was doing when `pg_control` was last written (`DBState`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClusterState {
+    /// Starting up.
+    Startup,
+    /// Shut down cleanly as a primary.
+    ShutDown,
+    /// Shut down cleanly as a standby.
+    ShutDownInRecovery,
+    /// Shutting down.
+    ShuttingDown,
+    /// Replaying WAL after a crash.
+    InCrashRecovery,
+    /// A standby, or being restored.
+    InArchiveRecovery,
+    /// A running primary, or one that crashed.
+    InProduction,
+}
+
+impl ClusterState {
+    /// Whether the cluster was stopped in order, so that all its WAL is known to be on disk.
+    pub fn is_clean(self) -> bool {
+        matches!(self, ClusterState::ShutDown | ClusterState::ShutDownInRecovery)
+    }
+
+    /// Whether the cluster was a standby (or being restored).
+    pub fn in_recovery(self) -> bool {
+        matches!(self, ClusterState::ShutDownInRecovery | ClusterState::InArchiveRecovery)
+    }
+}
+
+/// What `pg_control` says. Sizes in bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ControlFile {
+    /// Shared by all physical copies of a cluster.
+    pub system_id: SystemId,
+    /// The layout of this file.
+    pub control_version: u32,
+    /// The layout of the system catalogs; also in the names of tablespace directories.
+    pub catalog_version: u32,
+    /// What the cluster was doing.
+    pub state: ClusterState,
+    /// Where the last checkpoint's record begins.
+    pub checkpoint: Lsn,
+    /// Where replay from that checkpoint begins.
+    pub checkpoint_redo: Lsn,
+    /// The timeline of that checkpoint.
+    pub timeline: Timeline,
+    /// A standby is not consistent before this position; zero on a primary.
+    pub min_recovery_point: Lsn,
+    /// The timeline of that position; `None` when there is none.
+    pub min_recovery_timeline: Option<Timeline>,
+    /// A restored base backup is being recovered from here and has not reached its end; else zero.
+    pub backup_start_point: Lsn,
+    /// Of data pages; 8192 unless built otherwise.
+    pub block_size: u32,
+    /// Of WAL pages; 8192 unless built otherwise.
+    pub wal_block_size: u32,
+    /// Of WAL segments; 16 MB unless initdb was told otherwise.
+    pub wal_segment_size: u32,
+    /// 0 when data pages carry no checksums.
+    pub data_checksum_version: u32,
+}
+
+impl ControlFile {
+    /// Reads the content of `pg_control`; the first 512 bytes suffice.
+    ///
+    /// # Errors
+    /// The `Control…` variants of [`Error`]: too short, of a machine with the other byte order, of an
+    /// unknown version, damaged, or naming sizes that no server has.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let mut fields = Fields { bytes, at: 0 };
+        let system_id = SystemId(fields.u64()?);
+        let control_version = fields.u32()?;
+        if control_version != 0 && control_version.is_multiple_of(65_536) {
+            return Err(Error::ControlByteOrder);
+        }
+        if !KNOWN.contains(&control_version) {
+            return Err(Error::ControlVersion { version: control_version });
+        }
+        let catalog_version = fields.u32()?;
+        let since = |version| control_version >= version;
+        let since_9_5 = since(V9_6) || catalog_version >= CATALOG_9_5;
+
+        let state = fields.u32()?;
+        fields.u64()?; // time
+        let checkpoint = Lsn(fields.u64()?);
+        if !since(V11) {
+            fields.u64()?; // prevCheckPoint
+        }
+
+        // CheckPoint, a struct of its own: its first member aligns it to 8
+        let checkpoint_redo = Lsn(fields.u64()?);
+        let timeline = Timeline(fields.u32()?);
+        fields.u32()?; // PrevTimeLineID
+        fields.bool()?; // fullPageWrites
+        if since(V17) {
+            fields.u32()?; // wal_level
+        }
+        if since(V12) {
+            fields.u64()?; // nextXid
+        } else {
+            fields.u32()?; // nextXidEpoch
+            fields.u32()?; // nextXid
+        }
+        for _ in 0..7 {
+            fields.u32()?; // nextOid, nextMulti, its offset, oldestXid, its DB, oldestMulti, its DB
+        }
+        fields.u64()?; // time
+        if since_9_5 {
+            fields.u32()?; // oldestCommitTsXid
+            fields.u32()?; // newestCommitTsXid
+        }
+        fields.u32()?; // oldestActiveXid
+
+        fields.u64()?; // unloggedLSN
+        let min_recovery_point = Lsn(fields.u64()?);
+        let min_recovery_timeline = fields.u32()?;
+        let backup_start_point = Lsn(fields.u64()?);
+        fields.u64()?; // backupEndPoint
+        fields.bool()?; // backupEndRequired
+        fields.u32()?; // wal_level
+        if since(V9_4) {
+            fields.bool()?; // wal_log_hints
+        }
+        fields.u32()?; // MaxConnections
+        if since(V9_4) {
+            fields.u32()?; // max_worker_processes
+        }
+        if since(V12) {
+            fields.u32()?; // max_wal_senders
+        }
+        fields.u32()?; // max_prepared_xacts
+        fields.u32()?; // max_locks_per_xact
+        if since_9_5 {
+            fields.bool()?; // track_commit_timestamp
+        }
+        fields.u32()?; // maxAlign
+        let float_format = f64::from_bits(fields.u64()?);
+        let block_size = fields.u32()?;
+        fields.u32()?; // relseg_size
+        let wal_block_size = fields.u32()?;
+        let wal_segment_size = fields.u32()?;
+        for _ in 0..3 {
+            fields.u32()?; // nameDataLen, indexMaxKeys, toast_max_chunk_size
+        }
+        if since(V9_4) {
+            fields.u32()?; // loblksize
+        }
+        if !since(V10) {
+            fields.bool()?; // enableIntTimes
+        }
+        if !since(V13) {
+            fields.bool()?; // float4ByVal
+        }
+        fields.bool()?; // float8ByVal
+        let data_checksum_version = fields.u32()?;
+        if since(V18) {
+            fields.bool()?; // default_char_signedness
+        }
+        if since(V10) {
+            fields.take(32, 1)?; // mock_authentication_nonce
+        }
+        fields.align(4);
+        let covered = &bytes[..fields.at.min(bytes.len())];
+        let computed = if since_9_5 { crc32c::crc32c(covered) } else { legacy_crc32(covered) };
+        let stored = fields.u32()?;
+        if stored != computed {
+            return Err(Error::ControlChecksum { stored, computed });
+        }
+
+        let state = match state {
+            0 => ClusterState::Startup,
+            1 => ClusterState::ShutDown,
+            2 => ClusterState::ShutDownInRecovery,
+            3 => ClusterState::ShuttingDown,
+            4 => ClusterState::InCrashRecovery,
+            5 => ClusterState::InArchiveRecovery,
+            6 => ClusterState::InProduction,
+            _ => return Err(Error::ControlField { field: "state", value: state.to_string() }),
+        };
+        if float_format != 1_234_567.0 {
+            return Err(Error::ControlField { field: "float format", value: float_format.to_string() });
+        }
+        for (field, size) in [("block size", block_size), ("WAL block size", wal_block_size)] {
+            if !(size.is_power_of_two() && (1024..=65_536).contains(&size)) {
+                return Err(Error::ControlField { field, value: size.to_string() });
+            }
+        }
+        if !is_segment_size(wal_segment_size) {
+            return Err(Error::ControlField {
+                field: "WAL segment size",
+                value: wal_segment_size.to_string(),
+            });
+        }
+        Ok(ControlFile {
+            system_id,
+            control_version,
+            catalog_version,
+            state,
+            checkpoint,
+            checkpoint_redo,
+            timeline,
+            min_recovery_point,
+            min_recovery_timeline: (min_recovery_timeline != 0).then_some(Timeline(min_recovery_timeline)),
+            backup_start_point,
+            block_size,
+            wal_block_size,
+            wal_segment_size,
+            data_checksum_version,
+        })
+    }
+}
+
+/// Walks over the members of a C struct, each aligned to its own size.
+struct Fields<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Fields<'a> {
+    fn align(&mut self, to: usize) {
+        self.at = self.at.next_multiple_of(to);
+    }
+
+    fn take(&mut self, size: usize, align: usize) -> Result<&'a [u8]> {
+        self.align(align);
+        let field = self
+            .bytes
+            .get(self.at..self.at + size)
+            .ok_or(Error::ControlTooShort { bytes: self.bytes.len() })?;
+        self.at += size;
+        Ok(field)
+    }
+
+    fn bool(&mut self) -> Result<bool> {
+        Ok(self.take(1, 1)?[0] != 0)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.take(4, 4)?.try_into().expect("four bytes")))
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.take(8, 8)?.try_into().expect("eight bytes")))
+    }
+}
+
+/// The checksum of 9.4 and before: the table of the reflected polynomial, walked in the direction of
+/// the other one. PostgreSQL's `pg_crc.h` calls it bogus and keeps it as "legacy".
+fn legacy_crc32(bytes: &[u8]) -> u32 {
+    let entry =
+        |index: u32| (0..8).fold(index, |c, _| if c & 1 == 1 { (c >> 1) ^ 0xEDB8_8320 } else { c >> 1 });
+    !bytes.iter().fold(!0, |crc: u32, byte| entry((crc >> 24) ^ u32::from(*byte)) ^ (crc << 8))
+}
