@@ -258,11 +258,8 @@ fn config_unquote(text: &str) -> Option<String> {
 /// The value that `key` has at the end of a configuration file: its last line counts, as for the
 /// server. Includes are not followed.
 pub fn last_setting(text: &str, key: &str) -> Option<String> {
-    text.lines()
-        .filter_map(setting)
-        .filter(|(name, _)| name.eq_ignore_ascii_case(key))
-        .map(|(_, value)| value)
-        .last()
+    let mut settings = text.lines().rev().filter_map(setting);
+    settings.find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value)
 }
 
 /// `existing` without any line for the keys of `set`, followed by one line for each key that has a
