@@ -1,7 +1,7 @@
 //! Owns the layout of `global/pg_control`, for PostgreSQL 9.3 to 18 on 64-bit little-endian machines.
 //!
 //! The fields and their order are those of `catalog/pg_control.h` of each version; the C compiler's
-//! alignment is reproduced by [`Fields`]. That the layout is the right one is proved twice: the
+//! alignment is reproduced by `Fields`. That the layout is the right one is proved twice: the
 //! constant 1234567.0 stands where it must, and the checksum right behind the last field is correct.
 
 use super::wal::{Lsn, SystemId, Timeline, is_segment_size};
