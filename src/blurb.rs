@@ -484,10 +484,9 @@ fn from_ports(name: Option<String>, ports: &[Port], password: Option<String>) ->
     };
     let ssh_url = Url::parse(ssh)?;
     let sql_url = Url::parse(sql)?;
-    let default_port = |default: Option<u16>, url: &Url, port: &Port| {
-        url.port.or(default).ok_or_else(|| bad_url(port, "has no port number"))
-    };
+    // A pgsql: URL has a default port, a mere tcp: one cannot have.
     let sql_default = (scheme(&sql.url) != "tcp").then_some(5432);
+    let sql_port = sql_url.port.or(sql_default).ok_or_else(|| bad_url(sql, "has no port number"))?;
     // The configuration shows the password as it is, the URL perhaps encoded, perhaps not.
     let sql_password = match (sql_url.password, password) {
         (Some((raw, _)), Some(known)) if raw == known => Some(known),
@@ -496,16 +495,12 @@ fn from_ports(name: Option<String>, ports: &[Port], password: Option<String>) ->
     };
     Ok(Blurb {
         name,
-        ssh: SshEndpoint { port: ssh_url.port.unwrap_or(22), user: ssh_url.user, host: ssh_url.host },
+        ssh: SshEndpoint { user: ssh_url.user, host: ssh_url.host, port: ssh_url.port.unwrap_or(22) },
         sql: SqlEndpoint {
-            port: default_port(
-                sql_default,
-                &Url { user: None, password: None, host: String::new(), database: None, ..sql_url },
-                sql,
-            )?,
             user: sql_url.user,
             password: sql_password.filter(|text| !text.is_empty()).map(Secret),
             host: sql_url.host,
+            port: sql_port,
             database: sql_url.database,
         },
     })
@@ -636,4 +631,402 @@ fn lenient_decode(text: &str) -> String {
         }
     }
     String::from_utf8(decoded).unwrap_or_else(|_| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Exit;
+
+    macro_rules! sample {
+        ($name:literal) => {
+            include_bytes!(concat!("../tests/fixtures/blurbs/", $name)).as_slice()
+        };
+    }
+
+    fn parse(text: &str) -> Blurb {
+        Blurb::parse(text.as_bytes(), None).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// The error's text; its exit code must be that of wrong usage.
+    fn refusal(result: Result<Blurb>) -> String {
+        let error = result.unwrap_err();
+        assert_eq!(error.exit(), Exit::Usage);
+        error.to_string()
+    }
+
+    fn refused(text: &str) -> String {
+        refusal(Blurb::parse(text.as_bytes(), None))
+    }
+
+    /// `user@host:port user:password@host:port/database`, dashes for what is not said.
+    fn brief(blurb: &Blurb) -> String {
+        let or_dash = |text: Option<&str>| text.unwrap_or("-").to_owned();
+        format!(
+            "{} {}@{}:{} {}:{}@{}:{}/{}",
+            or_dash(blurb.name.as_deref()),
+            or_dash(blurb.ssh.user.as_deref()),
+            blurb.ssh.host,
+            blurb.ssh.port,
+            or_dash(blurb.sql.user.as_deref()),
+            or_dash(blurb.sql.password.as_ref().map(Secret::expose)),
+            blurb.sql.host,
+            blurb.sql.port,
+            or_dash(blurb.sql.database.as_deref()),
+        )
+    }
+
+    /// A 0.4 blurb with these ports.
+    fn with_ports(ports: &[(&str, &str)]) -> String {
+        let list: String =
+            ports.iter().map(|(name, url)| format!("-   name: {name}\n    url: {url}\n")).collect();
+        format!("ports:\n{list}type: custom\n")
+    }
+
+    fn with_sql(url: &str) -> String {
+        with_ports(&[("ssh", "ssh://dotcloud@shop.test:22481"), ("pgsql", url)])
+    }
+
+    #[test]
+    fn every_sample_is_understood() {
+        let cases = [
+            (
+                sample!("04-data-service.txt"),
+                None,
+                "- postgres@203.0.113.10:7962 root:Rz7kQ1mWtb@203.0.113.10:7963/-",
+            ),
+            (
+                sample!("04-custom-many-ports.txt"),
+                None,
+                "- dotcloud@shop-example.test:12345 -:-@shop-example.test:34567/-",
+            ),
+            (
+                sample!("04-instances.txt"),
+                None,
+                "db.0 postgres@shop-example.test:20270 root:hunter2@shop-example.test:20269/-",
+            ),
+            (
+                sample!("09-one-instance.txt"),
+                None,
+                "db.0 dotcloud@shop-example.test:22481 -:-@shop-example.test:22482/-",
+            ),
+            (
+                sample!("09-one-instance.txt"),
+                Some("db.0"),
+                "db.0 dotcloud@shop-example.test:22481 -:-@shop-example.test:22482/-",
+            ),
+            (
+                sample!("09-service-two-instances.txt"),
+                Some("db.0"),
+                "db.0 dotcloud@shop-example.test:22481 -:-@shop-example.test:22482/-",
+            ),
+            (
+                sample!("09-service-two-instances.txt"),
+                Some("db.1"),
+                "db.1 dotcloud@shop-example.test:31011 -:-@shop-example.test:31012/-",
+            ),
+            (
+                sample!("09-service-two-instances.txt"),
+                Some("1"),
+                "db.1 dotcloud@shop-example.test:31011 -:-@shop-example.test:31012/-",
+            ),
+            (
+                sample!("09-service-two-instances.txt"),
+                Some("shop.db.1"),
+                "db.1 dotcloud@shop-example.test:31011 -:-@shop-example.test:31012/-",
+            ),
+        ];
+        for (bytes, from, expected) in cases {
+            let blurb = Blurb::parse(bytes, from).unwrap();
+            assert_eq!(brief(&blurb), expected);
+            // the same through a pipe that ends lines in CRLF, behind warnings and a byte order mark
+            let text = std::str::from_utf8(bytes).unwrap();
+            let warned =
+                format!("\u{feff}Warning: your CLI is old\nWARNING: really\n\n{text}").replace('\n', "\r\n");
+            assert_eq!(Blurb::parse(warned.as_bytes(), from).unwrap(), blurb);
+        }
+    }
+
+    #[test]
+    fn two_instances_need_a_choice() {
+        let two = sample!("09-service-two-instances.txt");
+        let error = Blurb::parse(two, None).unwrap_err();
+        assert_eq!(error.to_string(), "the blurb tells of several instances: db.0, db.1");
+        assert_eq!(error.hint().unwrap(), "choose one with --from, or ask for one: dotcloud info db.0");
+        assert_eq!(refusal(Blurb::parse(two, Some("db.7"))), "there is no instance db.7, only db.0, db.1");
+        assert_eq!(
+            refusal(Blurb::parse(sample!("04-instances.txt"), Some("db.1"))),
+            "there is no instance db.1, only db.0"
+        );
+    }
+
+    #[test]
+    fn an_error_of_the_command_line_is_quoted() {
+        let expected = "the blurb is an error message: Error: Not Found: no such service or instance: db.7";
+        assert_eq!(refusal(Blurb::parse(sample!("bad-cli-error.txt"), None)), expected);
+        assert_eq!(refused("Warning: old\r\nerror: no\r\n"), "the blurb is an error message: error: no");
+        assert!(refused("Traceback (most recent call last):\n  File x\n").contains("Traceback"));
+    }
+
+    #[test]
+    fn nothing_is_not_a_blurb() {
+        for text in ["", " \r\n\t\n", "\u{feff}", "Warning: only this\n"] {
+            let error = Blurb::parse(text.as_bytes(), None).unwrap_err();
+            assert_eq!(error.to_string(), "the blurb is empty", "{text:?}");
+            assert!(
+                error.hint().unwrap().contains("dotcloud info db.0 | dotcloud run db.1 pgmahout enslave")
+            );
+        }
+        assert_eq!(refusal(Blurb::parse(b"ports: \xff", None)), "the blurb is not UTF-8 text (byte 7)");
+        let long = vec![b' '; LONGEST + 1];
+        assert_eq!(refusal(Blurb::parse(&long, None)), "1048577 bytes are no blurb (the limit is 1048576)");
+    }
+
+    #[test]
+    fn what_is_no_blurb_is_quoted_without_its_dangers() {
+        assert_eq!(refused("hello world\n"), "the blurb has no ports; it begins with: hello world");
+        assert_eq!(refused("type: custom\n"), "the blurb has no ports; it begins with: type: custom");
+        assert_eq!(
+            refused("\x1b[2Jcleared\x07\u{202e}\n"),
+            "the blurb has no ports; it begins with: \\u{1b}[2Jcleared\\u{7}\\u{202e}"
+        );
+        assert_eq!(
+            refused("my password: hunter2\n"),
+            "the blurb has no ports; it begins with: my password: ***"
+        );
+        assert!(refused(&"x".repeat(5000)).len() < 250);
+        assert!(refused("{\"ports\": [}").starts_with("this is not valid JSON: "));
+        assert!(refused("{\"a\": 1}").starts_with("the blurb has no ports"));
+        assert!(refused("== db\ntype: custom\n").starts_with("the blurb has no ports"));
+        assert_eq!(refused("=== db.0\nports: N/A\n"), "the blurb of db.0 has no port for SSH");
+        // a YAML that would grow to gigabytes
+        let mut bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for (name, before) in ('b'..='i').zip('a'..='h') {
+            bomb.push_str(&format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 9].join(",")));
+        }
+        assert!(refused(&bomb).contains("has no ports"));
+        assert!(refused(&"[".repeat(10_000)).contains("not valid JSON"));
+        assert!(refused(&format!("a: {}", "[".repeat(10_000))).contains("has no ports"));
+    }
+
+    #[test]
+    fn json_has_the_same_ports() {
+        let json = r#"{"config": {"postgresql_password": "hunter2"}, "created_at": 1324741102.91, "instances": {"shop.db.0": {"role": "master"}},
+            "ports": [{"name": "ssh", "url": "ssh:\/\/postgres@shop.test:20270"}, {"name": "pgsql", "url": "pgsql://root:hunter2@shop.test:20269"}]}"#;
+        assert_eq!(brief(&parse(json)), "db.0 postgres@shop.test:20270 root:hunter2@shop.test:20269/-");
+        let map = r#"{"ports": {"ssh": "ssh://a@h:1", "pgsql": "tcp://h:2"}}"#;
+        assert_eq!(brief(&parse(map)), "- a@h:1 -:-@h:2/-");
+        assert_eq!(brief(&parse("ports: {ssh: 'ssh://a@h:1', pgsql: 'tcp://h:2'}\n")), "- a@h:1 -:-@h:2/-");
+    }
+
+    #[test]
+    fn the_port_of_postgresql_is_chosen_by_name_first() {
+        let ssh = ("ssh", "ssh://a@h:1");
+        let chosen = |ports: &[(&str, &str)]| parse(&with_ports(ports)).sql.port;
+        assert_eq!(
+            chosen(&[("postgresql", "tcp://h:4"), ("sql", "tcp://h:3"), ("pgsql", "tcp://h:2"), ssh]),
+            2
+        );
+        assert_eq!(chosen(&[("postgresql", "tcp://h:4"), ("sql", "tcp://h:3"), ssh]), 3);
+        assert_eq!(chosen(&[("postgresql", "tcp://h:4"), ("other", "tcp://h:3"), ssh]), 4);
+        assert_eq!(chosen(&[("db", "tcp://h:5"), ("web", "http://h/"), ssh]), 5);
+        assert_eq!(chosen(&[("db", "pgsql://h"), ssh]), 5432);
+        let several = with_ports(&[("one", "tcp://h:3"), ("two", "tcp://h:4"), ssh]);
+        let error = Blurb::parse(several.as_bytes(), None).unwrap_err();
+        assert_eq!(error.to_string(), "several ports could be PostgreSQL's: one, two");
+        assert_eq!(error.hint().unwrap(), "name one of them pgsql in dotcloud.yml, or in the blurb");
+        assert_eq!(
+            refused(&with_ports(&[ssh, ("www", "http://h/")])),
+            "the blurb has no port for PostgreSQL, only ssh, www"
+        );
+        assert_eq!(
+            refused(&with_ports(&[ssh, ("sql", "mysql://r:x@h:3306")])),
+            "the blurb has no port for PostgreSQL, only ssh, sql"
+        );
+        assert_eq!(
+            refused(&with_ports(&[("pgsql", "tcp://h:2")])),
+            "the blurb has no port for SSH, only pgsql"
+        );
+        let odd = with_ports(&[("shell", "ssh://a@h:9"), ("pgsql", "tcp://h:2")]);
+        assert_eq!(parse(&odd).ssh.port, 9);
+    }
+
+    #[test]
+    fn a_password_may_hold_any_character() {
+        let cases = [
+            ("pgsql://root:_|KZ&CKWa[@h:1", "root:_|KZ&CKWa[@h:1/-"),
+            ("pgsql://root:p@ss@w@h:1", "root:p@ss@w@h:1/-"),
+            ("pgsql://root:a:b:c@h:1", "root:a:b:c@h:1/-"),
+            ("pgsql://root:a/b?c#d@h:1", "root:a/b?c#d@h:1/-"),
+            ("pgsql://root:%70%40%3A%2f@h:1", "root:p@:/@h:1/-"),
+            ("pgsql://root:100%@h:1", "root:100%@h:1/-"),
+            ("pgsql://root:%zz%4@h:1", "root:%zz%4@h:1/-"),
+            ("pgsql://root:%ff@h:1", "root:%ff@h:1/-"),
+            ("pgsql://root:]@[::1]:1", "root:]@::1:1/-"),
+            ("pgsql://root:@h:1", "root:-@h:1/-"),
+            ("pgsql://root@h:1/shop", "root:-@h:1/shop"),
+            ("pgsql://a%20b@h:1", "refused"),
+            ("postgres://root:x@h/a%20b?sslmode=require", "root:x@h:5432/a b"),
+        ];
+        for (url, expected) in cases {
+            // in YAML, in JSON and in the text of 0.9
+            let json = serde_json::json!({"ports": [{"name": "ssh", "url": "ssh://h"}, {"name": "pgsql", "url": url}]});
+            let text = format!("=== db.0\nports:\n  ssh: ssh://h\n  pgsql: {url}\n");
+            for blurb in [with_sql(url), json.to_string(), text] {
+                match Blurb::parse(blurb.as_bytes(), None) {
+                    Ok(blurb) => {
+                        assert!(brief(&blurb).ends_with(&format!(" {expected}")), "{url}: {}", brief(&blurb))
+                    }
+                    Err(error) => assert_eq!(expected, "refused", "{url}: {error}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_password_that_breaks_the_yaml_does_not_break_the_blurb() {
+        for password in ["[abc", "*x", "@home", "`", "%x", "{", "a: b", "'", "&"] {
+            let text = format!(
+                "config:\n    postgresql_password: {password}\nports:\n-   name: ssh\n    url: ssh://p@h:1\n-   name: sql\n    url: pgsql://root@h:2\nstate: running\n"
+            );
+            let blurb = parse(&text);
+            let brief = brief(&blurb);
+            assert!(brief.starts_with("- p@h:1 root:") && brief.ends_with("@h:2/-"), "{password}: {brief}");
+            if !password.starts_with(['&', '\'']) {
+                assert_eq!(blurb.sql.password.as_ref().map(Secret::expose), Some(password));
+            }
+        }
+    }
+
+    #[test]
+    fn the_password_of_the_configuration_stands_in_and_is_never_a_number() {
+        let text = |config: &str, url: &str| {
+            format!("config:\n    postgresql_password: {config}\n{}", with_sql(url))
+        };
+        let password = |text: &str| parse(text).sql.password.map(|secret| secret.expose().to_owned());
+        for digits in ["007", "1e5", "0x1F", "12.50", "yes", "12345678901234567890123"] {
+            assert_eq!(password(&text(digits, "pgsql://root@h:1")).as_deref(), Some(digits));
+        }
+        // the URL's own counts, unless the configuration shows that it was not encoded
+        assert_eq!(password(&text("other", "pgsql://root:a%41@h:1")).as_deref(), Some("aA"));
+        assert_eq!(password(&text("a%41", "pgsql://root:a%41@h:1")).as_deref(), Some("a%41"));
+        assert_eq!(password(&with_sql("tcp://h:1")), None);
+    }
+
+    #[test]
+    fn ipv6_hosts_stand_in_brackets() {
+        let blurb = parse(&with_ports(&[("ssh", "ssh://a@[2001:db8::7]:22"), ("pgsql", "tcp://[::1]:5432")]));
+        assert_eq!((blurb.ssh.host.as_str(), blurb.sql.host.as_str()), ("2001:db8::7", "::1"));
+        assert_eq!(
+            parse(&with_ports(&[("ssh", "ssh://[fe80::1%25eth0]"), ("pgsql", "tcp://h:1")])).ssh.host,
+            "fe80::1%eth0"
+        );
+        for (url, why) in [
+            ("tcp://::1:5432", "has an IPv6 address without brackets"),
+            ("tcp://[::1:5432", "has \"[\" without \"]\""),
+            ("tcp://[h]:5432", "has no IPv6 address in its brackets"),
+            ("tcp://[::1]5432", "has something else than a port behind \"]\""),
+            ("tcp://[::1]", "has no port number"),
+            ("tcp://[::1%-o]:1x", "has a port that is not between 1 and 65535"),
+        ] {
+            assert!(refused(&with_sql(url)).starts_with(&format!("the URL of port pgsql {why}: ")), "{url}");
+        }
+    }
+
+    #[test]
+    fn urls_that_cannot_be_used_say_why_and_hide_the_password() {
+        for (url, why) in [
+            ("tcp://h", "has no port number"),
+            ("tcp://h:", "has a port that is not between 1 and 65535"),
+            ("tcp://h:0", "has a port that is not between 1 and 65535"),
+            ("tcp://h:65536", "has a port that is not between 1 and 65535"),
+            ("tcp://h:+1", "has a port that is not between 1 and 65535"),
+            ("tcp://:5432", "has no usable host name"),
+            ("tcp://-oProxyCommand=x:1", "has no usable host name"),
+            ("tcp://h;rm:1", "has no usable host name"),
+            ("tcp://root:hunter2@-h:1", "has no usable host name"),
+            ("tcp://-u:hunter2@h:1", "has no usable user name"),
+            ("tcp://a%0ab:hunter2@h:1", "has no usable user name"),
+            ("tcp://a:hunter2%00@h:1", "has a line break or NUL in its password"),
+            ("tcp://a:hunter2%0A@h:1", "has a line break or NUL in its password"),
+            ("tcp://a:hunter2@h:1/%1b", "has no usable database name"),
+        ] {
+            let text = refused(&with_sql(url));
+            assert!(text.starts_with(&format!("the URL of port pgsql {why}: ")), "{url}: {text}");
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+        let ssh = refused(&with_ports(&[("ssh", "ssh://-oProxyCommand=touch@h:1"), ("pgsql", "tcp://h:1")]));
+        assert!(ssh.contains("has no usable user name"), "{ssh}");
+        assert!(
+            refused(&with_ports(&[("ssh", "shop.test:22"), ("pgsql", "tcp://h:1")])).contains("is not a URL")
+        );
+    }
+
+    #[test]
+    fn ssh_has_defaults() {
+        let blurb = parse(&with_ports(&[("ssh", "ssh://shop.test"), ("pgsql", "tcp://h:1")]));
+        assert_eq!(blurb.ssh, SshEndpoint { user: None, host: "shop.test".to_owned(), port: 22 });
+        assert_eq!(parse(&with_ports(&[("ssh", "ssh://@h:7/"), ("pgsql", "tcp://h:1")])).ssh.port, 7);
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let blurb = parse(&with_sql("pgsql://root:hunter2@h:1"));
+        assert!(!format!("{blurb:?}").contains("hunter2"));
+        assert_eq!(format!("{}", Secret::new("hunter2")), "***");
+    }
+
+    /// The three forms of an environment.
+    fn environments() -> [Vec<u8>; 3] {
+        let json = sample!("environment.json").to_vec();
+        let map: BTreeMap<String, String> = serde_json::from_slice(&json).unwrap();
+        let yaml = serde_yaml::to_string(&map).unwrap().into_bytes();
+        let lines = map.iter().map(|(key, value)| format!("export {key}='{value}'\r\n")).collect::<String>();
+        [json, yaml, lines.into_bytes()]
+    }
+
+    #[test]
+    fn an_instance_is_looked_up_in_the_environment() {
+        for environment in environments() {
+            for (wanted, expected) in [
+                ("0", "db.0 dotcloud@shop-example.test:22481 -:-@shop-example.test:22482/-"),
+                ("db.0", "db.0 dotcloud@shop-example.test:22481 -:-@shop-example.test:22482/-"),
+                ("1", "db.1 dotcloud@shop-example.test:31011 -:-@shop-example.test:31012/-"),
+                ("shop.db.1", "db.1 dotcloud@shop-example.test:31011 -:-@shop-example.test:31012/-"),
+            ] {
+                assert_eq!(brief(&Blurb::from_environment(&environment, wanted).unwrap()), expected);
+            }
+            for wanted in ["2", "web.0"] {
+                let text = refusal(Blurb::from_environment(&environment, wanted));
+                assert_eq!(text, format!("there is no instance {wanted}, only db.0, db.1"));
+            }
+            for wanted in ["db", "", "db.", "x\x1b", "-1"] {
+                let text = refusal(Blurb::from_environment(&environment, wanted));
+                assert!(text.contains("is looked up by a number"), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_environment_may_have_parts_only() {
+        let look = |text: &str, wanted: &str| Blurb::from_environment(text.as_bytes(), wanted);
+        let parts = "# made by hand\nDOTCLOUD_MY_DB_SSH_HOST_3=::1\nDOTCLOUD_MY_DB_SSH_PORT_3=2201\nDOTCLOUD_MY_DB_SQL_URL_3=pgsql://h:5433\nDOTCLOUD_MY_DB_SQL_LOGIN_3=me\nDOTCLOUD_MY_DB_SQL_PASSWORD_3=p@s=s\n";
+        assert_eq!(brief(&look(parts, "my-db.3").unwrap()), "my-db.3 -@::1:2201 me:p@s=s@h:5433/-");
+        assert!(refusal(look(parts, "3")).contains("does not say which service this is"));
+        // keys without a number stand for instance 0 where no key has one
+        let single = "DOTCLOUD_DB_SSH_URL=ssh://a@h:1\nDOTCLOUD_DB_PGSQL_URL=tcp://h:2\n";
+        assert_eq!(brief(&look(single, "db.0").unwrap()), "db.0 a@h:1 -:-@h:2/-");
+        assert!(refusal(look(single, "db.1")).contains("holds no instance at all"));
+        assert!(refusal(look("{}", "db.0")).contains("holds no instance at all"));
+        assert_eq!(
+            refusal(look("DOTCLOUD_DB_SSH_URL_0=ssh://a@h:1\n", "db.0")),
+            "the blurb of db.0 has no port for PostgreSQL, only ssh"
+        );
+        assert_eq!(refusal(look("", "0")), "the blurb is empty");
+        assert!(refusal(look("{", "0")).starts_with("this is not valid JSON"));
+        assert!(refusal(look("just words\n", "0")).starts_with("this is not valid YAML"));
+        // numbers, as some writers have ports
+        let json = r#"{"DOTCLOUD_DB_SSH_HOST_0": "h", "DOTCLOUD_DB_SSH_PORT_0": 22, "DOTCLOUD_DB_PGSQL_HOST_0": "h", "DOTCLOUD_DB_PGSQL_PORT_0": 5432, "X": null}"#;
+        assert_eq!(brief(&look(json, "db.0").unwrap()), "db.0 -@h:22 -:-@h:5432/-");
+    }
 }

@@ -122,3 +122,115 @@ impl BackupLabel {
         Ok(BackupLabel { start, timeline: Timeline(timeline), checkpoint, from, label })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_version_has_its_calls() {
+        let exclusive =
+            ("SELECT pg_start_backup($1, true)::text", "pg_stop_backup()::text", false, true, true);
+        let nine_six =
+            ("SELECT pg_start_backup($1, true, false)::text", "pg_stop_backup(false)", true, false, true);
+        let ten = (
+            "SELECT pg_start_backup($1, true, false)::text",
+            "pg_stop_backup(false, false)",
+            true,
+            false,
+            false,
+        );
+        let fifteen = ("SELECT pg_backup_start($1, true)::text", "pg_backup_stop(false)", true, false, false);
+        let table = [
+            (&["9.0", "9.1", "9.2", "9.3", "9.4", "9.5"][..], exclusive),
+            (&["9.6"][..], nine_six),
+            (&["10", "11", "12", "13", "14"][..], ten),
+            (&["15", "16", "17", "18"][..], fifteen),
+        ];
+        for (versions, (start, stop, same_session, exclusive, waits)) in table {
+            for version in versions {
+                let calls = BackupCalls::of(version.parse().unwrap());
+                assert!(calls.start.starts_with(start), "{version}");
+                assert!(calls.stop.contains(stop), "{version}");
+                for column in ["AS lsn", "labelfile", "spcmapfile"] {
+                    assert!(calls.stop.contains(column), "{version}");
+                }
+                assert_eq!(calls.same_session, same_session, "{version}");
+                assert_eq!(calls.exclusive, exclusive, "{version}");
+                assert_eq!(calls.waits_for_archive, waits, "{version}");
+            }
+        }
+    }
+
+    /// What a 10.23 server wrote.
+    const TEN: &str = "START WAL LOCATION: 0/4000028 (file 000000010000000000000004)
+CHECKPOINT LOCATION: 0/4000060
+BACKUP METHOD: streamed
+BACKUP FROM: master
+START TIME: 2026-11-20 16:56:12 UTC
+LABEL: x y
+";
+
+    /// What an 18.4 server wrote.
+    const EIGHTEEN: &str = "START WAL LOCATION: 0/C00028 (file 00000001000000000000000C)
+CHECKPOINT LOCATION: 0/C00080
+BACKUP METHOD: streamed
+BACKUP FROM: primary
+START TIME: 2026-11-20 16:56:13 UTC
+LABEL: x y
+START TIMELINE: 1
+";
+
+    #[test]
+    fn real_labels_are_read() {
+        let expected = BackupLabel {
+            start: Lsn(0x400_0028),
+            timeline: Timeline(1),
+            checkpoint: Lsn(0x400_0060),
+            from: Some(BackupSource::Primary),
+            label: Some("x y".to_owned()),
+        };
+        assert_eq!(BackupLabel::parse(TEN).unwrap(), expected);
+        let eighteen = BackupLabel::parse(EIGHTEEN).unwrap();
+        assert_eq!((eighteen.start, eighteen.checkpoint), (Lsn(0xC0_0028), Lsn(0xC0_0080)));
+        assert_eq!(eighteen.timeline, Timeline(1));
+    }
+
+    #[test]
+    fn the_timeline_comes_from_the_file_name_before_11() {
+        let text = TEN.replace("(file 00000001", "(file 0000001F").replace("master", "standby");
+        let label = BackupLabel::parse(&text).unwrap();
+        assert_eq!((label.timeline, label.from), (Timeline(31), Some(BackupSource::Standby)));
+    }
+
+    #[test]
+    fn a_label_names_the_line_that_is_wrong() {
+        let without = |line: &str| -> String {
+            EIGHTEEN
+                .lines()
+                .filter(|found| !found.starts_with(line))
+                .map(|found| format!("{found}\n"))
+                .collect()
+        };
+        let text = |label: &str| BackupLabel::parse(label).unwrap_err().to_string();
+        for line in ["START WAL LOCATION", "CHECKPOINT LOCATION"] {
+            assert_eq!(
+                text(&without(line)),
+                format!("the line \"{line}\" of backup_label is missing or cannot be read")
+            );
+        }
+        assert!(BackupLabel::parse(&without("START TIMELINE")).is_ok());
+        assert!(BackupLabel::parse(&without("BACKUP FROM")).unwrap().from.is_none());
+        for (from, to, line) in [
+            ("0/C00028 (", "C00028 (", "START WAL LOCATION"),
+            (" (file", "(file", "START WAL LOCATION"),
+            ("0/C00080", "", "CHECKPOINT LOCATION"),
+            ("primary", "somewhere", "BACKUP FROM"),
+            ("TIMELINE: 1", "TIMELINE: 0", "START TIMELINE"),
+            ("TIMELINE: 1", "TIMELINE: x", "START TIMELINE"),
+        ] {
+            assert!(text(&EIGHTEEN.replace(from, to)).contains(line), "{from}");
+        }
+        assert!(BackupLabel::parse("").is_err());
+    }
+}

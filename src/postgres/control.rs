@@ -1,7 +1,7 @@
 //! Owns the layout of `global/pg_control`, for PostgreSQL 9.3 to 18 on 64-bit little-endian machines.
 //!
 //! The fields and their order are those of `catalog/pg_control.h` of each version; the C compiler's
-//! alignment is reproduced by [`Fields`]. That the layout is the right one is proved twice: the
+//! alignment is reproduced by `Fields`. That the layout is the right one is proved twice: the
 //! constant 1234567.0 stands where it must, and the checksum right behind the last field is correct.
 
 use super::wal::{Lsn, SystemId, Timeline, is_segment_size};
@@ -278,4 +278,184 @@ fn legacy_crc32(bytes: &[u8]) -> u32 {
     let entry =
         |index: u32| (0..8).fold(index, |c, _| if c & 1 == 1 { (c >> 1) ^ 0xEDB8_8320 } else { c >> 1 });
     !bytes.iter().fold(!0, |crc: u32, byte| entry((crc >> 24) ^ u32::from(*byte)) ^ (crc << 8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    macro_rules! control {
+        ($name:literal) => {
+            include_bytes!(concat!("../../tests/fixtures/pg_control/", $name)).as_slice()
+        };
+    }
+
+    const FIFTEEN: &[u8] = control!("15");
+
+    /// The first 512 bytes of `pg_control` of running servers, and what their `pg_control_system()`,
+    /// `pg_control_checkpoint()` and `pg_control_init()` said of it.
+    #[test]
+    fn real_files_of_every_version_are_read() {
+        type Row = (&'static [u8], u32, u32, u64, &'static str, &'static str, u32, u32);
+        const MB: u32 = 1 << 20;
+        #[rustfmt::skip]
+        let servers: [Row; 9] = [
+            (control!("10"), 1002, 201707211, 7710293052426865603, "0/2000060", "0/2000028", 16 * MB, 0),
+            (control!("11"), 1100, 201809051, 7710293059332353012, "0/A00060", "0/A00028", MB, 1),
+            (control!("12"), 1201, 201909212, 7710293066371677221, "0/800060", "0/800028", MB, 0),
+            (control!("13"), 1300, 202007201, 7710293073598389334, "0/A00060", "0/A00028", MB, 1),
+            (control!("14"), 1300, 202107181, 7710293079457750151, "0/800060", "0/800028", MB, 0),
+            (FIFTEEN,        1300, 202209061, 7710293085431323832, "0/900060", "0/900028", MB, 1),
+            (control!("16"), 1300, 202307071, 7710293090627386599, "0/600060", "0/600028", MB, 0),
+            (control!("17"), 1700, 202406281, 7710293095825517846, "0/900080", "0/900028", MB, 1),
+            (control!("18"), 1800, 202506291, 7710293101292977477, "0/900080", "0/900028", MB, 1),
+        ];
+        for (bytes, control_version, catalog_version, system_id, checkpoint, redo, wal_segment_size, sums) in
+            servers
+        {
+            let expected = ControlFile {
+                system_id: SystemId(system_id),
+                control_version,
+                catalog_version,
+                state: ClusterState::InProduction,
+                checkpoint: checkpoint.parse().unwrap(),
+                checkpoint_redo: redo.parse().unwrap(),
+                timeline: Timeline(1),
+                min_recovery_point: Lsn::ZERO,
+                min_recovery_timeline: None,
+                backup_start_point: Lsn::ZERO,
+                block_size: 8192,
+                wal_block_size: 8192,
+                wal_segment_size,
+                data_checksum_version: sums,
+            };
+            assert_eq!(ControlFile::parse(bytes).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_clean_stop_shows() {
+        let control = ControlFile::parse(control!("15-shut-down")).unwrap();
+        assert_eq!(control.state, ClusterState::ShutDown);
+        assert!(control.state.is_clean() && !control.state.in_recovery());
+        assert_eq!(control.checkpoint, control.checkpoint_redo);
+        assert_eq!(control.checkpoint.to_string(), "0/B00110"); // as pg_controldata said
+    }
+
+    /// Of a running standby of 15; the position is what its `pg_control_recovery()` said.
+    #[test]
+    fn a_standby_has_a_minimum_recovery_point() {
+        let control = ControlFile::parse(control!("15-standby")).unwrap();
+        assert_eq!(control.state, ClusterState::InArchiveRecovery);
+        assert!(control.state.in_recovery());
+        assert_eq!(control.min_recovery_point.to_string(), "0/825B60");
+        assert_eq!(control.min_recovery_timeline, Some(Timeline(1)));
+    }
+
+    /// `bytes` with `change` made and the checksum (at `crc_at`) made right again.
+    fn changed(at: usize, value: u32, crc_at: usize) -> Vec<u8> {
+        let mut bytes = FIFTEEN.to_vec();
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..crc_at]);
+        bytes[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_is_no_usable_control_file_is_refused() {
+        let text = |bytes: &[u8]| ControlFile::parse(bytes).unwrap_err().to_string();
+        assert_eq!(text(&[]), "pg_control is too short (0 bytes)");
+        assert_eq!(text(&FIFTEEN[..291]), "pg_control is too short (291 bytes)");
+        assert!(ControlFile::parse(&FIFTEEN[..292]).is_ok());
+
+        let mut swapped = FIFTEEN.to_vec();
+        swapped[8..12].reverse();
+        assert_eq!(text(&swapped), "pg_control was written by a machine of the other byte order");
+        assert_eq!(text(&changed(8, 1900, 288)), "pg_control has the unknown version 1900");
+        assert_eq!(text(&[0; 512]), "pg_control has the unknown version 0");
+
+        for at in [0, 40, 200, 287, 288] {
+            let mut damaged = FIFTEEN.to_vec();
+            damaged[at] ^= 1;
+            assert!(text(&damaged).starts_with("pg_control is damaged: its checksum is"), "{at}");
+        }
+        // another layout under a known version: the checksum would stand elsewhere
+        assert!(text(&changed(8, 1100, 288)).starts_with("pg_control is damaged"));
+        assert_eq!(text(&changed(16, 7, 288)), "pg_control has an impossible state: 7");
+        assert_eq!(text(&changed(216, 8193, 288)), "pg_control has an impossible block size: 8193");
+        assert_eq!(text(&changed(228, 1000, 288)), "pg_control has an impossible WAL segment size: 1000");
+        assert!(text(&changed(212, 0, 288)).starts_with("pg_control has an impossible float format"));
+    }
+
+    /// No server of these versions was at hand. The layouts are built from their headers' member lists
+    /// with the sizes a C compiler gives them, independently of the reader.
+    #[test]
+    fn layouts_before_10_are_read() {
+        // version, catalog, size of CheckPoint, is there: wal_log_hints etc., track_commit_timestamp
+        let cases = [
+            (937, 201306121, false, false),
+            (942, 201409291, true, false),
+            (942, 201510051, true, true),
+            (960, 201608131, true, true),
+        ];
+        for (version, catalog, since_9_4, since_9_5) in cases {
+            let mut bytes = Vec::new();
+            let put = |bytes: &mut Vec<u8>, size: usize, value: u64| {
+                bytes.resize(bytes.len().next_multiple_of(size), 0);
+                bytes.extend_from_slice(&value.to_le_bytes()[..size]);
+            };
+            for (size, value) in
+                [(8, 42), (4, version), (4, catalog), (4, 1), (8, 0), (8, 0x2000060), (8, 0x1000028)]
+            {
+                put(&mut bytes, size, value);
+            }
+            for (size, value) in
+                [(8, 0x2000028), (4, 3), (4, 3), (1, 1), (4, 0), (4, 700), (4, 16384), (4, 1), (4, 0)]
+            {
+                put(&mut bytes, size, value);
+            }
+            for size in [4, 4, 4, 4, 8] {
+                put(&mut bytes, size, 1);
+            }
+            if since_9_5 {
+                put(&mut bytes, 4, 0);
+                put(&mut bytes, 4, 0);
+            }
+            put(&mut bytes, 4, 0);
+            for (size, value) in [(8, 1), (8, 0x3000000), (4, 3), (8, 0), (8, 0), (1, 0), (4, 2)] {
+                put(&mut bytes, size, value);
+            }
+            if since_9_4 {
+                put(&mut bytes, 1, 0);
+            }
+            put(&mut bytes, 4, 100);
+            if since_9_4 {
+                put(&mut bytes, 4, 8);
+            }
+            put(&mut bytes, 4, 0);
+            put(&mut bytes, 4, 64);
+            if since_9_5 {
+                put(&mut bytes, 1, 0);
+            }
+            put(&mut bytes, 4, 8);
+            put(&mut bytes, 8, 1_234_567.0f64.to_bits());
+            for value in [8192, 131072, 8192, 16 << 20, 64, 32, 1996] {
+                put(&mut bytes, 4, value);
+            }
+            if since_9_4 {
+                put(&mut bytes, 4, 2048);
+            }
+            for (size, value) in [(1, 1), (1, 1), (1, 1), (4, 1)] {
+                put(&mut bytes, size, value);
+            }
+            let crc = if since_9_5 { crc32c::crc32c(&bytes) } else { legacy_crc32(&bytes) };
+            put(&mut bytes, 4, crc.into());
+            bytes.resize(512, 0);
+            let control = ControlFile::parse(&bytes).unwrap();
+            assert_eq!((control.system_id, control.timeline), (SystemId(42), Timeline(3)), "{catalog}");
+            assert_eq!(control.min_recovery_point, Lsn(0x3000000), "{catalog}");
+            assert_eq!((control.wal_segment_size, control.data_checksum_version), (16 << 20, 1), "{catalog}");
+            assert_eq!(control.state, ClusterState::ShutDown);
+        }
+    }
 }

@@ -46,7 +46,8 @@ pub fn decide(path: &str, is_directory: bool, version: PgVersion) -> Decision {
     use Decision::*;
     let parts: Vec<&str> = path.split('/').collect();
     let name = parts.last().copied().unwrap_or_default();
-    if name.starts_with("pgsql_tmp") || name.starts_with("pg_internal.init") || name.starts_with(OWN_PREFIX) {
+    let left_out = |part: &&str| part.starts_with("pgsql_tmp") || part.starts_with(OWN_PREFIX);
+    if parts.iter().any(left_out) || name.starts_with("pg_internal.init") {
         return Skip;
     }
     let wal = version.wal_directory();
@@ -182,4 +183,200 @@ pub fn is_user_data(path: &str) -> bool {
     };
     let Some(file) = parts.last().and_then(|name| parse_relation_file(name)) else { return false };
     oid(database).is_some_and(|oid| oid >= FIRST_USER_OID) || file.filenode >= FIRST_USER_OID
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn v(text: &str) -> PgVersion {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_left_out_is_what_postgresql_leaves_out() {
+        use Decision::*;
+        let directory = true;
+        let file = false;
+        let cases = [
+            ("pg_wal", directory, KeepDirectoryOnly),
+            ("pg_wal/archive_status", directory, KeepDirectoryOnly),
+            ("pg_wal/summaries", directory, KeepDirectoryOnly),
+            ("pg_wal/000000010000000000000001", file, Skip),
+            ("pg_wal/archive_status/000000010000000000000001.done", file, Skip),
+            ("pg_wal/other", directory, Skip),
+            ("pg_replslot", directory, KeepDirectoryOnly),
+            ("pg_replslot/a_slot", directory, Skip),
+            ("pg_replslot/a_slot/state", file, Skip),
+            ("pg_dynshmem", directory, KeepDirectoryOnly),
+            ("pg_notify/0000", file, Skip),
+            ("pg_serial/0000", file, Skip),
+            ("pg_snapshots/x", file, Skip),
+            ("pg_stat_tmp/global.stat", file, Skip),
+            ("pg_subtrans/0000", file, Skip),
+            ("pg_stat", directory, Keep),
+            ("pg_xact/0000", file, Keep),
+            ("pg_logical/replorigin_checkpoint", file, Keep),
+            ("postmaster.pid", file, Skip),
+            ("postmaster.opts", file, Skip),
+            ("backup_label", file, Skip),
+            ("tablespace_map", file, Skip),
+            ("backup_label.old", file, Keep),
+            ("backup_manifest", file, Skip),
+            ("postgresql.auto.conf", file, Keep),
+            ("postgresql.auto.conf.tmp", file, Skip),
+            ("current_logfiles", file, Keep),
+            ("current_logfiles.tmp", file, Skip),
+            ("standby.signal", file, Skip),
+            ("recovery.signal", file, Skip),
+            ("recovery.conf", file, Skip),
+            ("PG_VERSION", file, Keep),
+            ("postgresql.conf", file, Keep),
+            ("global/pg_control", file, Keep),
+            ("global/pg_internal.init", file, Skip),
+            ("base/5/pg_internal.init", file, Skip),
+            ("base/5/pg_internal.init.123", file, Skip),
+            ("base/5/PG_VERSION", file, Keep),
+            ("base/5/16384", file, Keep),
+            ("base/5/16384.1", file, Keep),
+            ("base/5/t3_16384", file, Skip),
+            ("base/5/t3_16384_fsm.1", file, Skip),
+            ("base/5/t3_x", file, Keep),
+            ("base/5/table", file, Keep),
+            ("base/pgsql_tmp", directory, Skip),
+            ("base/pgsql_tmp/pgsql_tmp123.0", file, Skip),
+            ("pg_tblspc", directory, Keep),
+            ("pg_tblspc/16400", directory, Keep),
+            ("pg_tblspc/16400/PG_15_202209061", directory, Keep),
+            ("pg_tblspc/16400/PG_15_202209061/5/16401", file, Keep),
+            ("pg_tblspc/16400/PG_15_202209061/5/t12_16401", file, Skip),
+            ("pg_tblspc/16400/PG_15_202209061/pgsql_tmp", directory, Skip),
+            ("pg_tblspc/16400/PG_14_202107181", directory, Skip),
+            ("pg_tblspc/16400/PG_14_202107181/5/16401", file, Skip),
+            ("pg_tblspc/16400/lost+found", directory, Skip),
+            (".pgmahout", directory, Skip),
+            (".pgmahout-state/plan.json", file, Skip),
+            ("base/5/.pgmahout.16384", file, Skip),
+            ("t3_16384", file, Keep),
+        ];
+        for (path, is_directory, expected) in cases {
+            assert_eq!(decide(path, is_directory, v("15.18")), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_wal_directory_and_the_labels_depend_on_the_version() {
+        use Decision::*;
+        assert_eq!(decide("pg_xlog", true, v("9.6")), KeepDirectoryOnly);
+        assert_eq!(decide("pg_xlog/000000010000000000000001", false, v("9.5")), Skip);
+        assert_eq!(decide("pg_xlog", true, v("10")), Keep);
+        for name in ["backup_label", "tablespace_map"] {
+            assert_eq!(decide(name, false, v("9.5")), Keep, "{name}");
+            assert_eq!(decide(name, false, v("9.6")), Skip, "{name}");
+        }
+        assert_eq!(decide("pg_tblspc/1/PG_9.6_201608131/1/2", false, v("9.6.3")), Keep);
+        assert_eq!(decide("pg_tblspc/1/PG_9.6_201608131/1/2", false, v("9.5")), Skip);
+        assert_eq!(decide("pg_tblspc/1/PG_1_2/1/2", false, v("15")), Skip);
+    }
+
+    #[test]
+    fn relation_files_are_told_by_their_names() {
+        let is = |name, filenode, fork, segment| {
+            assert_eq!(parse_relation_file(name), Some(RelationFile { filenode, fork, segment }), "{name}");
+        };
+        is("1259", 1259, Fork::Main, 0);
+        is("16384.1", 16384, Fork::Main, 1);
+        is("16384_fsm", 16384, Fork::FreeSpace, 0);
+        is("16384_vm.2", 16384, Fork::Visibility, 2);
+        is("4294967295_init", u32::MAX, Fork::Init, 0);
+        for name in [
+            "",
+            "PG_VERSION",
+            "pg_filenode.map",
+            "0",
+            "16384.",
+            "16384.0",
+            "16384.01",
+            "16384_",
+            "16384_xyz",
+            "16384_fsm_vm",
+            "4294967296",
+            "-1",
+            "+1",
+            "t3_16384",
+            "16384.1_fsm",
+            "16384 ",
+        ] {
+            assert_eq!(parse_relation_file(name), None, "{name}");
+        }
+        for name in ["t3_16384", "t3_16384.1", "t12_16384_vm", "t0_1_init"] {
+            assert!(is_temporary_relation(name), "{name}");
+        }
+        for name in ["t_16384", "t3", "t3_", "tx_1", "3_16384", "t3_16384_x"] {
+            assert!(!is_temporary_relation(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_the_init_fork_of_an_unlogged_relation_is_kept() {
+        let paths = [
+            "base/5/16388",
+            "base/5/16388_init",
+            "base/5/16391_init",
+            "pg_tblspc/16400/PG_15_202209061/5/20000_init",
+            "global/7_init",
+        ];
+        let unlogged = Unlogged::among(paths);
+        for path in [
+            "base/5/16388",
+            "base/5/16388.1",
+            "base/5/16388_fsm",
+            "base/5/16391",
+            "base/5/16391_vm",
+            "pg_tblspc/16400/PG_15_202209061/5/20000",
+        ] {
+            assert!(unlogged.leaves_out(path), "{path}");
+        }
+        for path in [
+            "base/5/16388_init",
+            "base/6/16388",
+            "base/5/16389",
+            "base/5/20000",
+            "16388",
+            "global/7",
+            "pg_tblspc/16401/PG_15_202209061/5/20000",
+        ] {
+            assert!(!unlogged.leaves_out(path), "{path}");
+        }
+    }
+
+    /// Paths as they stood in a data directory of 15.
+    #[test]
+    fn what_users_created_is_told_from_what_initdb_did() {
+        for path in [
+            "base/5/16384",
+            "base/5/16391_init",
+            "base/16387/6113",
+            "base/16387/2603_vm",
+            "base/5/16384.1",
+            "pg_tblspc/16400/PG_15_202209061/5/16401",
+        ] {
+            assert!(is_user_data(path), "{path}");
+        }
+        for path in [
+            "base/1/13422",
+            "base/5/1259",
+            "base/4/2619_fsm",
+            "base/16387/PG_VERSION",
+            "global/1262",
+            "global/16384",
+            "base/5/t3_16384",
+            "pg_wal/000000010000000000000001",
+            "pg_xact/0000",
+            "16384",
+            "base/16387",
+        ] {
+            assert!(!is_user_data(path), "{path}");
+        }
+    }
 }

@@ -583,3 +583,309 @@ where
         _ => Ok(CommitSummary { count, first_time, last_time, end: reader.end() }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    const MB: u32 = 1 << 20;
+
+    /// WAL of real servers, in tests/fixtures/wal: contiguous segments, packed with gzip, missing pages
+    /// at the end of the last segment being zero.
+    struct Wal {
+        first: Lsn,
+        segment_size: u32,
+        bytes: Vec<u8>,
+    }
+
+    macro_rules! wal {
+        ($name:literal, $first:literal, $segment_size:expr) => {
+            Wal::unpack(
+                include_bytes!(concat!("../../tests/fixtures/wal/", $name, ".gz")),
+                $first,
+                $segment_size,
+            )
+        };
+    }
+
+    impl Wal {
+        fn unpack(packed: &[u8], first: &str, segment_size: u32) -> Wal {
+            let mut bytes = Vec::new();
+            flate2::read::GzDecoder::new(packed).read_to_end(&mut bytes).unwrap();
+            bytes.resize(bytes.len().next_multiple_of(segment_size as usize), 0);
+            Wal { first: first.parse().unwrap(), segment_size, bytes }
+        }
+
+        fn fetch(&self, at: Lsn) -> io::Result<Option<Page>> {
+            assert_eq!(at.0 % PAGE, 0);
+            let Some(from) = at.distance_from(self.first) else { return Ok(None) };
+            let page = self.bytes.get(from as usize..from as usize + PAGE_SIZE);
+            Ok(page.map(|page| page.try_into().unwrap()))
+        }
+
+        fn reader(
+            &self,
+            start: &str,
+            timeline: u32,
+        ) -> WalReader<impl FnMut(Lsn) -> io::Result<Option<Page>>> {
+            let start = start.parse().unwrap();
+            WalReader::new(start, Timeline(timeline), self.segment_size, |at| self.fetch(at)).unwrap()
+        }
+
+        fn at(&mut self, at: &str) -> &mut [u8] {
+            let from = lsn(at).distance_from(self.first).unwrap() as usize;
+            &mut self.bytes[from..]
+        }
+    }
+
+    fn lsn(text: &str) -> Lsn {
+        text.parse().unwrap()
+    }
+
+    fn fifteen() -> Wal {
+        wal!("15", "0/900000", MB)
+    }
+
+    /// Each server did the same: ten transactions (one prepared, one with a subtransaction, one with a
+    /// replication origin), one rolled back, logical messages of 30 kB and of 1.06 MB (over a segment's
+    /// end), a segment switch. Times and ends are what the server itself said before it was killed:
+    /// `pg_xact_commit_timestamp`, `pg_last_committed_xact`, `pg_current_wal_flush_lsn`.
+    #[test]
+    fn real_wal_of_every_version_is_read_to_its_end() {
+        let servers = [
+            (
+                "10",
+                wal!("10", "0/2000000", 16 * MB),
+                "0/2000060",
+                "16:34:55.096334",
+                "16:34:55.125887",
+                "0/3000098",
+            ),
+            ("11", wal!("11", "0/A00000", MB), "0/A00060", "16:34:56.807334", "16:34:56.842222", "0/C00098"),
+            ("12", wal!("12", "0/800000", MB), "0/800060", "16:34:58.307374", "16:34:58.334051", "0/A00098"),
+            ("13", wal!("13", "0/A00000", MB), "0/A00060", "16:34:59.951382", "16:34:59.981106", "0/C00098"),
+            ("14", wal!("14", "0/800000", MB), "0/800060", "16:35:01.311963", "16:35:01.330244", "0/A00098"),
+            ("15", wal!("15", "0/900000", MB), "0/900060", "16:35:02.581376", "16:35:02.595944", "0/B00098"),
+            ("16", wal!("16", "0/600000", MB), "0/600060", "16:35:03.784682", "16:35:03.797463", "0/800098"),
+            ("17", wal!("17", "0/900000", MB), "0/900080", "16:35:05.055515", "16:35:05.071933", "0/B00098"),
+            ("18", wal!("18", "0/900000", MB), "0/900080", "16:35:06.556578", "16:35:06.589980", "0/B00098"),
+        ];
+        for (version, wal, checkpoint, first, last, end) in servers {
+            let mut reader = wal.reader(checkpoint, 1);
+            let summary = commits_after(&mut reader, Lsn::ZERO).unwrap();
+            assert_eq!(summary.count, 10, "{version}");
+            let time = |time: Option<PgTime>| time.unwrap().to_string();
+            assert_eq!(time(summary.first_time), format!("2026-11-20T{first}Z"), "{version}");
+            assert_eq!(time(summary.last_time), format!("2026-11-20T{last}Z"), "{version}");
+            assert_eq!(summary.end, lsn(end), "{version}");
+            assert_eq!(reader.ended(), Some(&EndOfWal::Zeros(lsn(end))), "{version}");
+        }
+    }
+
+    /// The numbers are those of `pg_waldump` 15 over the same WAL.
+    #[test]
+    fn records_agree_with_pg_waldump() {
+        let wal = fifteen();
+        let mut reader = wal.reader("0/900060", 1);
+        let records: Vec<WalRecord> = reader.by_ref().map(Result::unwrap).collect();
+        assert_eq!(records.len(), 86);
+        let of = |rmid| records.iter().filter(|record| record.rmid == rmid).count();
+        // XLOG, Transaction, Storage, Standby, Heap2, Heap, Btree, LogicalMessage
+        assert_eq!([0, 1, 2, 8, 9, 10, 11, 21].map(of), [4, 14, 1, 1, 19, 14, 31, 2]);
+        assert_eq!(records.iter().map(|record| u64::from(record.total_len)).sum::<u64>(), 1_097_540);
+        assert_eq!(records.iter().map(|record| u64::from(record.xid)).sum::<u64>(), 58_090);
+        assert_eq!(reader.system_id(), Some(SystemId(7710293085431323832)));
+
+        let long = records.iter().find(|record| record.total_len == 1_060_055).unwrap();
+        assert_eq!((long.lsn, long.end), (lsn("0/909310"), lsn("0/A0CC28")));
+        assert_eq!(long.body.len(), KEPT);
+        let short = records.iter().find(|record| record.total_len == 30_055).unwrap();
+        assert!(short.main_data().unwrap().ends_with(&[b'x'; 30_000]));
+
+        let switch = records.iter().find(|record| record.is_switch()).unwrap();
+        assert_eq!((switch.lsn, switch.end), (lsn("0/A0CC98"), lsn("0/B00000")));
+        let prepared = records.iter().find(|record| record.lsn == lsn("0/9019C0")).unwrap();
+        assert!(prepared.is_commit() && prepared.xid == 0);
+        assert_eq!(prepared.commit_time().unwrap().to_string(), "2026-11-20T16:35:02.584451Z");
+        let with_origin = records.iter().find(|record| record.lsn == lsn("0/901C90")).unwrap();
+        assert_eq!(with_origin.commit_time().unwrap().to_string(), "2026-11-20T16:35:02.585387Z");
+        let aborted = records.iter().find(|record| record.lsn == lsn("0/901860")).unwrap();
+        assert!(!aborted.is_commit() && aborted.commit_time().is_none());
+        for record in &records {
+            let page_image_only = record.rmid == 0 && record.info == 0xA0; // FPI_FOR_HINT
+            let has_data = !record.is_switch() && !page_image_only;
+            assert_eq!(record.main_data().is_some(), has_data, "the headers of {} are walked", record.lsn);
+        }
+    }
+
+    #[test]
+    fn only_commits_behind_the_given_position_count() {
+        let wal = fifteen();
+        let count = |from: &str| commits_after(&mut wal.reader("0/900060", 1), lsn(from)).unwrap().count;
+        assert_eq!(count("0/9014F0"), 10); // the first commit record begins there
+        assert_eq!(count("0/9014F8"), 9);
+        assert_eq!(count("0/A0CC68"), 2);
+        assert_eq!(count("0/B00068"), 1);
+        assert_eq!(count("0/B00098"), 0);
+        assert_eq!(count("5/0"), 0);
+    }
+
+    #[test]
+    fn reading_can_start_at_any_record_or_be_told_to_search() {
+        let wal = fifteen();
+        for start in ["0/9014F0", "0/909310", "0/A0CC28", "0/B00000", "0/B00028"] {
+            let mut reader = wal.reader(start, 1);
+            assert!(commits_after(&mut reader, Lsn::ZERO).is_ok(), "{start}");
+            assert_eq!(reader.end(), lsn("0/B00098"), "{start}");
+        }
+        // 0/A00000 lies in the middle of the long record, whose end is found through its length
+        for (start, first) in [("0/900000", "0/900028"), ("0/A00000", "0/A0CC28"), ("0/A02468", "0/A0CC28")] {
+            let mut reader = WalReader::searching(lsn(start), Timeline(1), MB, |at| wal.fetch(at)).unwrap();
+            assert_eq!(reader.next().unwrap().unwrap().lsn, lsn(first), "{start}");
+        }
+    }
+
+    #[test]
+    fn a_start_that_is_no_record_is_an_error_and_not_an_empty_wal() {
+        let wal = fifteen();
+        let why = |start: &str| commits_after(&mut wal.reader(start, 1), Lsn::ZERO).unwrap_err().to_string();
+        assert_eq!(why("0/500028"), "the WAL cannot be read from 0/500028 on: no WAL segment holds 0/500000");
+        assert!(why("0/900061").contains("no record can begin there"));
+        assert!(why("0/900008").contains("no record can begin there"));
+        assert!(why("0/900070").contains("WAL record 0/900070"));
+        assert!(why("0/A00000").contains("a record's continuation stands there"));
+        assert!(why("0/B00098").contains("nothing is written at 0/B00098"));
+        assert!(why("0/B02018").contains("it belongs to another position"), "a page of a recycled segment");
+        assert!(WalReader::new(Lsn(0), Timeline(1), 3, |_| Ok(None)).is_err());
+    }
+
+    #[test]
+    fn an_unfinished_record_that_a_crash_left_is_passed_over() {
+        // The server was killed, the segment with the record's second half removed, and started again.
+        let wal = wal!("15-overwritten", "0/700000", MB);
+        let mut reader = wal.reader("0/701028", 1);
+        let records: Vec<WalRecord> = reader.by_ref().map(Result::unwrap).collect();
+        assert_eq!(records[1].lsn, lsn("0/800028"));
+        assert_eq!((records[1].rmid, records[1].info), (0, 0xD0)); // OVERWRITE_CONTRECORD
+        assert_eq!(reader.end(), lsn("0/8001A0"));
+        let summary = commits_after(&mut wal.reader("0/701028", 1), Lsn::ZERO).unwrap();
+        assert_eq!((summary.count, summary.end), (3, lsn("0/8001A0")));
+    }
+
+    #[test]
+    fn a_segment_in_which_a_timeline_begins_is_read_across() {
+        let wal = wal!("15-promoted", "0/800000", MB);
+        let history = super::super::wal::History::parse(
+            Timeline(2),
+            include_str!("../../tests/fixtures/wal/00000002.history"),
+        )
+        .unwrap();
+        let switch = history.entries[0].switch;
+        let summary = commits_after(&mut wal.reader("0/800058", 2), switch).unwrap();
+        assert_eq!((summary.count, summary.end), (2, lsn("0/800350")));
+        let all = commits_after(&mut wal.reader("0/800058", 2), Lsn::ZERO).unwrap();
+        assert_eq!(all.count, 4);
+    }
+
+    #[test]
+    fn a_page_of_a_newer_timeline_ends_an_older_one() {
+        let mut wal = fifteen();
+        wal.at("0/A00004")[0] = 2;
+        let mut reader = wal.reader("0/900060", 1);
+        assert_eq!(commits_after(&mut reader, Lsn::ZERO).unwrap().end, lsn("0/909310"));
+        assert!(matches!(reader.ended(), Some(EndOfWal::Page(at, why))
+            if *at == lsn("0/A00000") && why.contains("newer timeline")));
+        // and one of an older timeline does not follow a newer one
+        let mut wal = fifteen();
+        for page in (0..0x10_0000u64).step_by(PAGE_SIZE) {
+            wal.at("0/900004")[page as usize] = 2;
+        }
+        let mut reader = wal.reader("0/900060", 2);
+        assert_eq!(commits_after(&mut reader, Lsn::ZERO).unwrap().end, lsn("0/909310"));
+    }
+
+    /// Whatever byte is changed in the part that is read, the WAL ends at or before the record it
+    /// stands in, and never with a panic.
+    #[test]
+    fn a_changed_byte_ends_the_wal_where_it_stands() {
+        let whole = wal_ends();
+        let mut wal = fifteen();
+        wal.bytes.truncate(2 * PAGE_SIZE);
+        for at in (0x60..0x2400usize).step_by(7) {
+            wal.bytes[at] ^= 0x55;
+            let last = wal.reader("0/900060", 1).map_while(Result::ok).last().map(|record| record.lsn);
+            wal.bytes[at] ^= 0x55;
+            let position = Lsn(0x90_0000 + at as u64);
+            let padding = whole.iter().any(|(end, next)| *end <= position && position < *next);
+            let page_header_padding = position.0 % PAGE >= 20 && position.0 % PAGE < 24;
+            if !padding && !page_header_padding {
+                assert!(last.is_none_or(|last| last < position), "{position}: read up to {last:?}");
+            }
+        }
+    }
+
+    /// Unpadded end and padded end of each record of the fixture, plus the two bytes of padding in each
+    /// record's header, which nothing covers.
+    fn wal_ends() -> Vec<(Lsn, Lsn)> {
+        let wal = fifteen();
+        let mut ends = Vec::new();
+        for record in wal.reader("0/900060", 1).map(Result::unwrap) {
+            ends.push((Lsn(record.end.0 - 8), record.end));
+            ends.push((Lsn(record.lsn.0 + 18), Lsn(record.lsn.0 + 20)));
+        }
+        ends
+    }
+
+    #[test]
+    fn a_length_is_not_believed() {
+        for length in [1u32, 23, u32::MAX, LONGEST_RECORD, 1 << 30] {
+            let mut wal = fifteen();
+            wal.at("0/9014F0")[..4].copy_from_slice(&length.to_le_bytes());
+            let summary = commits_after(&mut wal.reader("0/900060", 1), Lsn::ZERO).unwrap();
+            assert_eq!((summary.count, summary.end), (0, lsn("0/9014F0")), "{length}");
+        }
+    }
+
+    #[test]
+    fn wal_of_older_versions_is_named_and_not_taken_for_its_end() {
+        for magic in [0xD066u16, 0xD07E, 0xD093] {
+            let mut wal = fifteen();
+            wal.at("0/900000")[..2].copy_from_slice(&magic.to_le_bytes());
+            let error = commits_after(&mut wal.reader("0/900060", 1), Lsn::ZERO).unwrap_err().to_string();
+            assert!(error.contains("a PostgreSQL version before 10"), "{error}");
+        }
+        let mut wal = fifteen();
+        wal.at("0/900000")[..2].copy_from_slice(&[1, 2]);
+        let error = commits_after(&mut wal.reader("0/900060", 1), Lsn::ZERO).unwrap_err().to_string();
+        assert!(error.contains("its magic number is unknown"), "{error}");
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_read_is_an_error_and_not_the_end() {
+        let wal = fifteen();
+        let mut reader = WalReader::new(lsn("0/900060"), Timeline(1), MB, |at| {
+            if at == lsn("0/904000") { Err(io::Error::other("the disk is gone")) } else { wal.fetch(at) }
+        })
+        .unwrap();
+        let error = commits_after(&mut reader, Lsn::ZERO).unwrap_err().to_string();
+        assert_eq!(error, "could not read the WAL page at 0/904000: the disk is gone");
+        assert!(reader.next().is_none());
+    }
+
+    #[test]
+    fn times_are_shown_in_utc() {
+        let cases = [
+            (0, "2000-01-01T00:00:00.000000Z"),
+            (-1, "1999-12-31T23:59:59.999999Z"),
+            (5_097_599_999_999, "2000-02-28T23:59:59.999999Z"),
+            (5_184_000_000_000 - 86_400_000_000, "2000-02-29T00:00:00.000000Z"),
+            (848_507_702_595_944, "2026-11-20T16:35:02.595944Z"),
+        ];
+        for (micros, shown) in cases {
+            assert_eq!(PgTime(micros).to_string(), shown);
+        }
+        assert_eq!(PgTime(0).unix_micros(), 946_684_800_000_000);
+        let _ = PgTime(i64::MAX).to_string(); // "infinity"
+    }
+}

@@ -258,11 +258,8 @@ fn config_unquote(text: &str) -> Option<String> {
 /// The value that `key` has at the end of a configuration file: its last line counts, as for the
 /// server. Includes are not followed.
 pub fn last_setting(text: &str, key: &str) -> Option<String> {
-    text.lines()
-        .filter_map(setting)
-        .filter(|(name, _)| name.eq_ignore_ascii_case(key))
-        .map(|(_, value)| value)
-        .last()
+    let mut settings = text.lines().rev().filter_map(setting);
+    settings.find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value)
 }
 
 /// `existing` without any line for the keys of `set`, followed by one line for each key that has a
@@ -396,4 +393,212 @@ fn is_plain(app: Option<&str>, instance: &str) -> bool {
         && !number.is_empty()
         && number.bytes().all(|b| b.is_ascii_digit())
         && (instance.contains('.') || app.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values that try to get out of their quotes.
+    const NASTY: [&str; 14] = [
+        "",
+        " ",
+        "plain",
+        "two words",
+        "it's",
+        "''",
+        "\\",
+        "\\'",
+        "a\\",
+        "'; restore_command = 'rm -rf /",
+        "x\nrestore_command = 'rm'",
+        "tab\there\r",
+        "# no comment",
+        "ü€=&?",
+    ];
+
+    #[test]
+    fn connection_strings_are_read_as_libpq_reads_them() {
+        let read = |text: &str| -> Vec<(String, String)> {
+            Conninfo::parse(text).unwrap().iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+        };
+        let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        };
+        let cases: [(&str, &[(&str, &str)]); 12] = [
+            ("", &[]),
+            ("  \n ", &[]),
+            ("host=a port=5432", &[("host", "a"), ("port", "5432")]),
+            (" host = a\n\tport =5432 ", &[("host", "a"), ("port", "5432")]),
+            ("host=''", &[("host", "")]),
+            ("host= port=1", &[("host", "port=1")]),
+            ("a='it\\'s' b=c", &[("a", "it's"), ("b", "c")]),
+            ("a='x'b=c", &[("a", "x"), ("b", "c")]),
+            ("a=x\\ y b=\\'", &[("a", "x y"), ("b", "'")]),
+            ("a='x y'", &[("a", "x y")]),
+            ("a=b'c'd", &[("a", "b'c'd")]),
+            ("a=1 a=2", &[("a", "2")]),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(read(text), pairs(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn urls_are_connection_strings_too() {
+        let url = Conninfo::parse(
+            "postgresql://me:p%40ss@db.example:5433/shop?sslmode=require&application_name=a%20b",
+        )
+        .unwrap();
+        assert_eq!(
+            url.to_conninfo(),
+            "user=me password=p@ss host=db.example port=5433 dbname=shop sslmode=require application_name='a b'"
+        );
+        assert_eq!(Conninfo::parse("postgres://[::1]:5433").unwrap().to_conninfo(), "host=::1 port=5433");
+        assert_eq!(Conninfo::parse("postgres://").unwrap().to_conninfo(), "");
+        assert_eq!(Conninfo::parse("postgres:///db?host=/tmp").unwrap().to_conninfo(), "dbname=db host=/tmp");
+        for bad in [
+            "postgres://a,b/x",
+            "postgres://%zz@h",
+            "postgres://[::1/x",
+            "postgres://h/?x",
+            "postgres://%00@h",
+        ] {
+            assert!(Conninfo::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bad_connection_string_is_refused_without_quoting_it() {
+        for bad in ["hunter2", "password=hunter2 x", "password='hunter2", "=hunter2", "password='hunter2\\'"]
+        {
+            let error = Conninfo::parse(bad).unwrap_err().to_string();
+            assert!(error.starts_with("the connection string has ") && !error.contains("hunter2"), "{error}");
+        }
+        let conninfo = Conninfo::parse("host=a password=hunter2").unwrap();
+        assert_eq!(conninfo.shown(), "host=a password=***");
+        assert!(!format!("{conninfo:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn any_value_survives_a_connection_string_and_a_configuration_file() {
+        for value in NASTY {
+            let mut conninfo = Conninfo::new();
+            conninfo.set("host", "a").set("application_name", value).set("port", "1");
+            let text = conninfo.to_conninfo();
+            assert_eq!(Conninfo::parse(&text).unwrap(), conninfo, "{text}");
+
+            let file = auto_conf_with(
+                "# head\nport = 5432\n",
+                &[("primary_conninfo", Some(&text)), ("x", Some(value))],
+            );
+            assert_eq!(file.lines().count(), 4, "{file}");
+            assert_eq!(last_setting(&file, "primary_conninfo").as_deref(), Some(text.as_str()));
+            assert_eq!(last_setting(&file, "x").as_deref(), Some(value));
+            assert_eq!(last_setting(&file, "restore_command"), None);
+        }
+        assert_eq!(config_quote("a\0b"), "'ab'");
+        let mut conninfo = Conninfo::parse("a=1 b=2").unwrap();
+        assert_eq!(conninfo.remove("a").as_deref(), Some("1"));
+        assert_eq!((conninfo.remove("a"), conninfo.get("b")), (None, Some("2")));
+    }
+
+    #[test]
+    fn the_last_line_of_a_setting_counts() {
+        let file = "# port = 1\nPort = 2 # two\nport=3\n port '4'\nhost.x = 'a''b\\'c\\101\\n' # x\nbroken = 'no end\nempty =\n";
+        assert_eq!(last_setting(file, "port").as_deref(), Some("4"));
+        assert_eq!(last_setting("port 5#x", "PORT").as_deref(), Some("5"));
+        assert_eq!(last_setting(file, "host.x").as_deref(), Some("a'b'cA\n"));
+        assert_eq!(last_setting(file, "broken"), None);
+        assert_eq!(last_setting(file, "empty").as_deref(), Some(""));
+        assert_eq!(last_setting(file, "por"), None);
+        assert_eq!(last_setting("port = 6\r\n", "port").as_deref(), Some("6"));
+    }
+
+    #[test]
+    fn earlier_lines_of_a_setting_go_and_the_rest_stays() {
+        let existing = "# Do not edit this file manually!\r\nwork_mem = '8MB'\n  PRIMARY_CONNINFO = 'host=old'\nprimary_conninfo_x = 'kept'\n#primary_conninfo = 'comment'\nprimary_slot_name='s'";
+        let file =
+            auto_conf_with(existing, &[("primary_conninfo", Some("host=new")), ("primary_slot_name", None)]);
+        assert_eq!(
+            file,
+            "# Do not edit this file manually!\r\nwork_mem = '8MB'\nprimary_conninfo_x = 'kept'\n#primary_conninfo = 'comment'\nprimary_conninfo = 'host=new'\n"
+        );
+        assert_eq!(auto_conf_with("a = 1", &[("b", Some("2"))]), "a = 1\nb = '2'\n");
+        assert_eq!(auto_conf_with("", &[("b", None)]), "");
+    }
+
+    #[test]
+    fn a_standby_is_configured_by_version() {
+        let settings = StandbySettings {
+            primary_conninfo: "host=a application_name='it\\'s'".to_owned(),
+            primary_slot_name: Some("pgmahout_db_1".to_owned()),
+        };
+        assert_eq!(
+            settings.recovery_conf(),
+            "standby_mode = 'on'\nprimary_conninfo = 'host=a application_name=''it\\\\''s'''\nprimary_slot_name = 'pgmahout_db_1'\nrecovery_target_timeline = 'latest'\n"
+        );
+        let copied = "work_mem = '8MB'\nrestore_command = 'cp'\nrecovery_target_xid = '5'\nprimary_slot_name = 'other'\nrecovery_target_timeline = '3'\n";
+        assert_eq!(
+            settings.auto_conf(copied),
+            "work_mem = '8MB'\nprimary_conninfo = 'host=a application_name=''it\\\\''s'''\nprimary_slot_name = 'pgmahout_db_1'\nrecovery_target_timeline = 'latest'\n"
+        );
+        let without = StandbySettings { primary_slot_name: None, ..settings };
+        assert!(!without.auto_conf(copied).contains("slot") && !without.recovery_conf().contains("slot"));
+        assert_eq!(independent_auto_conf(copied), "work_mem = '8MB'\n");
+    }
+
+    #[test]
+    fn slot_names_are_readable_where_they_can_be() {
+        assert_eq!(slot_name(Some("shop"), "db.1"), "pgmahout_shop_db_1");
+        assert_eq!(slot_name(None, "db.1"), "pgmahout_db_1");
+        assert_eq!(slot_name(Some("shop"), "db"), "pgmahout_shop_db");
+        assert!(slot_name(Some("my-shop"), "db.1").starts_with("pgmahout_my_shop_db_1_"));
+    }
+
+    #[test]
+    fn slot_names_are_valid_and_different_whatever_the_names() {
+        let long = "x".repeat(80);
+        let longer = format!("{long}y");
+        let names = [
+            (Some("shop"), "db.1"),
+            (Some("shop"), "db_1"),
+            (Some("shop"), "db-1"),
+            (Some("Shop"), "db.1"),
+            (Some("shop"), "DB.1"),
+            (Some("my-shop"), "db.1"),
+            (Some("my_shop"), "db.1"),
+            (Some("my"), "shop_db.1"),
+            (None, "my_shop_db.1"),
+            (None, "shop.db"),
+            (None, "shop.db.1"),
+            (None, "shop_db.1"),
+            (None, "shop_db_1"),
+            (Some(""), "db.1"),
+            (None, "db.1"),
+            (None, "db"),
+            (None, "db_1"),
+            (None, ""),
+            (Some("a"), "1"),
+            (None, "a.1"),
+            (Some("ü"), "db.1"),
+            (Some("ö"), "db.1"),
+            (Some(&long), "db.1"),
+            (Some(&longer), "db.1"),
+            (Some(&long), "db.2"),
+            (Some("a'; DROP"), "db.1"),
+            (Some("db"), "x.1"),
+        ];
+        let mut seen = std::collections::HashMap::new();
+        for (app, instance) in names {
+            let name = slot_name(app, instance);
+            assert!(name.len() <= 63 && name.starts_with(SLOT_PREFIX), "{name}");
+            assert!(
+                name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
+                "{name}"
+            );
+            assert_eq!(slot_name(app, instance), name);
+            assert_eq!(seen.insert(name.clone(), (app, instance)), None, "{name}");
+        }
+    }
 }
