@@ -4,6 +4,8 @@
 //! Texts are lower case, without a full stop, and name the object. The hint says the way out.
 
 use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// What every fallible function of the crate returns.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -87,6 +89,142 @@ pub enum Error {
     BlurbUrl { port: String, url: String, why: &'static str },
     /// The environment of this instance does not tell about another.
     EnvironmentInstance { wanted: String, why: &'static str },
+    // ---- this machine
+    /// A line or value of the settings file.
+    SettingsFile { path: PathBuf, why: String },
+    /// A setting whose value makes no sense.
+    SettingValue { name: &'static str, value: String, wanted: &'static str },
+    /// A setting that another one makes necessary.
+    SettingMissing { name: &'static str, because: String },
+    /// No data directory was given or found; or several were found.
+    NoDataDirectory { candidates: String },
+    /// PGDATA holds something else.
+    NotADataDirectory { path: PathBuf },
+    /// There is no cluster in PGDATA.
+    NoCluster { path: PathBuf },
+    /// No directory with PostgreSQL's programs was given or found.
+    NoBinDirectory,
+    /// A program of PostgreSQL is missing.
+    NoProgram { program: String, directory: PathBuf },
+    /// The account cannot keep this data directory.
+    WrongAccount { path: PathBuf, owner: String },
+    /// A child could not be started.
+    Spawn { program: String, source: std::io::Error },
+    /// A child failed; what it said is the error.
+    Child { program: String, status: String, said: String },
+    /// A child took too long and was killed.
+    ChildTooSlow { program: String, limit: Duration },
+    /// Another pgmahout works on this instance.
+    Locked { path: PathBuf, holder: String },
+    /// An interrupt came.
+    Interrupted,
+    /// Starting or stopping the server failed.
+    ServerCommand { action: &'static str, manager: String, why: String, log: Option<String> },
+    /// The server goes on running.
+    ServerDoesNotStop { data: PathBuf, limit: Duration },
+    /// The server does not run, and has to.
+    ServerDown { instance: String },
+    /// The server went away while it was starting.
+    ServerGone { data: PathBuf, log: Option<String> },
+    /// The server runs but does not accept connections.
+    ServerNotReady { limit: Duration, why: String, log: Option<String> },
+    // ---- the other side
+    /// SQL: no connection.
+    SqlUnreachable { at: String, why: String },
+    /// SQL: a connection, and then silence.
+    SqlSilent { at: String, limit: Duration },
+    /// SQL: wrong password, or none.
+    SqlPassword { at: String, user: String },
+    /// SQL: refused for another reason.
+    SqlRefused { at: String, why: String },
+    /// SQL: no entry of pg_hba.conf lets a replication connection in.
+    NoReplicationEntry { at: String, user: String },
+    /// SQL: a statement failed.
+    Sql { label: String, why: String },
+    /// The role cannot do what is needed.
+    NotSuperuser { user: String, at: String },
+    /// SSH: no connection.
+    SshUnreachable { host: String, why: String },
+    /// SSH: no key was accepted.
+    SshAuthentication { host: String, user: String, tried: String },
+    /// SSH: another host key than the one remembered.
+    HostKeyChanged { host: String, offered: String, file: PathBuf },
+    /// SSH: another host key than the one that was demanded.
+    HostKeyNotPinned { host: String, offered: String, pinned: String },
+    /// SSH: a key that known_hosts revokes.
+    HostKeyRevoked { host: String, offered: String, file: PathBuf },
+    /// SSH: the connection broke, or the other side did not keep to the protocol.
+    SshBroken { host: String, why: String },
+    /// A command on the other side failed.
+    RemoteCommand { host: String, status: i32, said: String },
+    /// The agent did not start there.
+    NoSource { host: String, said: String },
+    /// The agent could not be uploaded.
+    AgentUpload { host: String, why: String },
+    /// The agent does not run on that machine.
+    OtherMachine { host: String, theirs: String, ours: String },
+    /// The agent there reported an error.
+    SourceFailed { host: String, why: String },
+    // ---- preflight
+    /// SSH and SQL lead to different servers.
+    TwoMachines { ssh: String, ssh_system: String, sql: String, sql_system: String },
+    /// Source and target are one.
+    SourceIsTarget { instance: String },
+    /// The source is a standby of the target.
+    SourceIsOurStandby { source: String, instance: String },
+    /// The source is a standby.
+    SourceIsStandby { source: String },
+    /// Different major versions.
+    OtherMajor { source: String, theirs: String, ours: String },
+    /// Different block sizes.
+    OtherBlockSize { theirs: u32, ours: u32 },
+    /// `wal_level` is too low.
+    WalLevel { at: String, level: String, wanted: &'static str },
+    /// All WAL senders are taken.
+    NoFreeSender { at: String, limit: i64 },
+    /// All replication slots are taken.
+    NoFreeSlot { at: String, limit: i64 },
+    /// Somebody else streams from our slot.
+    SlotInUse { slot: String },
+    /// A setting of the standby is lower than the primary's.
+    SettingTooLow { name: &'static str, ours: i64, theirs: i64, source: String },
+    /// Not enough room.
+    NoSpace { path: PathBuf, needed: u64, available: u64 },
+    /// PGDATA is a mount point and cannot be moved aside.
+    MountPoint { path: PathBuf },
+    /// A tablespace's directory is not empty here.
+    TablespaceTaken { on_source: String, here: PathBuf },
+    /// A tablespace that was not there before.
+    UnknownRoot { root: u32 },
+    /// The history file of the source's timeline is missing.
+    NoHistory { timeline: u32 },
+    /// `--plan repoint`, but it is not correct.
+    CannotRepoint { why: String },
+    /// Data would be lost.
+    NeedsConfirmation { instance: String, holds: String },
+    /// An exclusive backup of somebody else.
+    ForeignBackup { text: String },
+    /// The standby does not stream.
+    NotStreaming { limit: Duration, log: Option<String> },
+    // ---- promote, wait
+    /// There would be two primaries.
+    TwoPrimaries { instance: String, old: String },
+    /// What was to be fenced is no primary.
+    NotAPrimary { instance: String },
+    /// What was to be fenced is another cluster.
+    FencedAnother { instance: String, theirs: String, expected: String },
+    /// The last WAL of the fenced primary did not arrive.
+    LastWalMissing { checkpoint: String, limit: Duration },
+    /// 9.0 without a trigger file.
+    NoTriggerFile,
+    /// Recovery does not end.
+    PromotionTooSlow { limit: Duration },
+    /// The standby is still behind.
+    NotCaughtUp { limit: Duration, behind: u64, log: Option<String> },
+    /// A terminal where the blurb should come from.
+    BlurbFromTerminal,
+    /// No blurb and no environment to look one up in.
+    NoEnvironment { home: PathBuf },
 }
 
 const INFO_HINT: &str = "run `dotcloud info db.0` and give what it prints, all of it";
@@ -227,8 +365,341 @@ impl Error {
                 format!("instance {wanted} is not known here: the environment {why}"),
                 "give its blurb instead: dotcloud info db.0 | dotcloud run db.1 pgmahout enslave",
             ),
+            // ---- this machine
+            Error::SettingsFile { path, why } => (
+                Usage,
+                format!("{} cannot be understood: {why}", path.display()),
+                "`pgmahout config` lists every setting",
+            ),
+            Error::SettingValue { name, value, wanted } => {
+                (Usage, format!("the setting {name} is {value:?}, but has to be {wanted}"), "")
+            }
+            Error::SettingMissing { name, because } => {
+                (Usage, format!("the setting {name} is needed, because {because}"), "")
+            }
+            Error::NoDataDirectory { candidates } if candidates.is_empty() => (
+                Usage,
+                "no data directory was found".to_owned(),
+                "name it: --data-directory, $PGDATA, or data_directory in ~/pgmahout.yml",
+            ),
+            Error::NoDataDirectory { candidates } => (
+                Usage,
+                format!("several data directories were found: {candidates}"),
+                "choose one: --data-directory, $PGDATA, or data_directory in ~/pgmahout.yml",
+            ),
+            Error::NotADataDirectory { path } => (
+                Failed,
+                format!("{} is not empty and holds no PostgreSQL cluster", path.display()),
+                "if it is the right directory, move what is in it elsewhere",
+            ),
+            Error::NoCluster { path } => (Failed, format!("there is no cluster in {}", path.display()), ""),
+            Error::NoBinDirectory => (
+                Failed,
+                "PostgreSQL's programs were not found".to_owned(),
+                "name their directory: bin_directory in ~/pgmahout.yml, e.g. /usr/lib/postgresql/15/bin",
+            ),
+            Error::NoProgram { program, directory } => (
+                Failed,
+                format!("there is no {program} in {}", directory.display()),
+                "set bin_directory to the directory of PostgreSQL's programs",
+            ),
+            Error::WrongAccount { path, owner } => (
+                Usage,
+                format!("{} belongs to {owner}, and this is another account", path.display()),
+                "run pgmahout as the account that runs the server",
+            ),
+            Error::Spawn { program, source } => (Failed, format!("could not run {program}: {source}"), ""),
+            Error::Child { program, status, said } => {
+                (Failed, format!("{program} failed ({status}): {said}"), "")
+            }
+            Error::ChildTooSlow { program, limit } => {
+                (Failed, format!("{program} did not end within {} s and was killed", limit.as_secs_f64()), "")
+            }
+            Error::Locked { path, holder } => (
+                Failed,
+                format!("another pgmahout is at work on this instance: {holder} ({})", path.display()),
+                "wait for its end, then run the command again",
+            ),
+            Error::Interrupted => {
+                (Exit::Interrupted, "interrupted".to_owned(), "run the same command again to complete it")
+            }
+            Error::ServerCommand { action, manager, why, log } => {
+                (Failed, format!("could not {action} the server by {manager}: {why}{}", in_log(log)), "")
+            }
+            Error::ServerDoesNotStop { data, limit } => (
+                Failed,
+                format!("the server of {} did not stop within {} s", data.display(), limit.as_secs()),
+                "look at its log; a larger stop_timeout may be needed",
+            ),
+            Error::ServerDown { instance } => (
+                Failed,
+                format!("the server of {instance} does not run"),
+                "start it; a standby has to be running to be promoted",
+            ),
+            Error::ServerGone { data, log } => (
+                Failed,
+                format!("the server of {} ended while it was starting{}", data.display(), in_log(log)),
+                "",
+            ),
+            Error::ServerNotReady { limit, why, log } => (
+                Failed,
+                format!(
+                    "the server did not accept connections within {} s: {why}{}",
+                    limit.as_secs(),
+                    in_log(log)
+                ),
+                "a larger start_timeout may be needed: a standby first replays to a consistent state",
+            ),
+            // ---- the other side
+            Error::SqlUnreachable { at, why } => (
+                Unreachable,
+                format!("could not connect to PostgreSQL of {at}: {why}"),
+                "is the server running, and is its port open from here?",
+            ),
+            Error::SqlSilent { at, limit } => (
+                Unreachable,
+                format!("PostgreSQL of {at} did not answer within {} s", limit.as_secs()),
+                "does another program listen on that port?",
+            ),
+            Error::SqlPassword { at, user } => (
+                Unreachable,
+                format!("PostgreSQL of {at} does not accept the password of {user}"),
+                "put the right one into ~/password (or password_file, or PGPASSWORD) of this instance",
+            ),
+            Error::SqlRefused { at, why } => (Unreachable, format!("PostgreSQL of {at} refuses: {why}"), ""),
+            Error::NoReplicationEntry { at, user } => (
+                Failed,
+                format!("PostgreSQL of {at} lets no replication connection of {user} in from here"),
+                "add a line \"host replication <user> <this host> scram-sha-256\" to its pg_hba.conf and reload it",
+            ),
+            Error::Sql { label, why } => (Failed, format!("{label} answered an SQL statement with: {why}"), ""),
+            Error::NotSuperuser { user, at } => (
+                Failed,
+                format!("{user} is no superuser of {at}"),
+                "give the superuser in the blurb's pgsql URL, or by the setting user",
+            ),
+            Error::SshUnreachable { host, why } => (
+                Unreachable,
+                format!("could not connect to {host} by SSH: {why}"),
+                "is sshd running there, and is its port open from here?",
+            ),
+            Error::SshAuthentication { host, user, tried } => (
+                Unreachable,
+                format!("{host} accepts no key of ours for {user}: {tried}"),
+                "add this instance's public key (~/.ssh/id_ed25519.pub) to ~/.ssh/authorized_keys there",
+            ),
+            Error::HostKeyChanged { host, offered, .. } => {
+                (Refused, format!("the host key of {host} has changed; it now shows {offered}"), "")
+            }
+            Error::HostKeyNotPinned { host, offered, pinned } => (
+                Refused,
+                format!("{host} shows the host key {offered}, not {pinned}"),
+                "if that is expected, give the new fingerprint by --host-key",
+            ),
+            Error::HostKeyRevoked { host, offered, file } => {
+                (Refused, format!("the host key {offered} of {host} is revoked by {}", file.display()), "")
+            }
+            Error::SshBroken { host, why } => (
+                Unreachable,
+                format!("the SSH connection to {host} broke: {why}"),
+                "run the same command again",
+            ),
+            Error::RemoteCommand { host, status, said } => {
+                (Failed, format!("a command on {host} failed (exit status {status}): {}", printable(said)), "")
+            }
+            Error::NoSource { host, said } => {
+                (Failed, format!("the agent on {host} did not start: {}", printable(said)), "")
+            }
+            Error::AgentUpload { host, why } => (
+                Failed,
+                format!("could not upload the agent to {host}: {why}"),
+                "or install this same pgmahout there as ~/bin/pgmahout",
+            ),
+            Error::OtherMachine { host, theirs, ours } => (
+                Failed,
+                format!("{host} is a {}, this machine a {ours}", printable(theirs)),
+                "a data directory can only be copied between machines of one architecture",
+            ),
+            Error::SourceFailed { host, why } => {
+                (Failed, format!("the agent on {host} failed: {}", printable(why)), "")
+            }
+            // ---- preflight
+            Error::TwoMachines { ssh, ssh_system, sql, sql_system } => (
+                Usage,
+                format!(
+                    "SSH to {ssh} and SQL to {sql} lead to different clusters (system identifiers \
+                     {ssh_system} and {sql_system})"
+                ),
+                "the blurb mixes the ports of two instances; take it from one: dotcloud info db.0",
+            ),
+            Error::SourceIsTarget { instance } => (
+                Usage,
+                format!("the source is {instance} itself"),
+                "give the blurb of another instance",
+            ),
+            Error::SourceIsOurStandby { source, instance } => (
+                Usage,
+                format!("{source} is a standby of {instance}"),
+                "the other way round? send the blurb of the primary to the standby; or promote the standby first",
+            ),
+            Error::SourceIsStandby { source } => (
+                Refused,
+                format!("{source} is itself a standby"),
+                "follow its primary, or say --cascade to follow the standby",
+            ),
+            Error::OtherMajor { source, theirs, ours } => (
+                Failed,
+                format!("{source} is PostgreSQL {theirs}, and this instance has the programs of {ours}"),
+                "a standby needs the same major version",
+            ),
+            Error::OtherBlockSize { theirs, ours } => (
+                Failed,
+                format!("the source has blocks of {theirs} bytes, the programs here are built for {ours}"),
+                "a standby needs programs built with the same block size",
+            ),
+            Error::WalLevel { at, level, .. } => {
+                (Failed, format!("wal_level of {at} is {level}: no standby can follow"), "")
+            }
+            Error::NoFreeSender { at, limit } => (
+                Failed,
+                format!("all {limit} WAL senders of {at} are in use"),
+                "raise max_wal_senders there and restart it",
+            ),
+            Error::NoFreeSlot { at, limit } => (
+                Failed,
+                format!("all {limit} replication slots of {at} are in use"),
+                "raise max_replication_slots there and restart it, or drop a slot that nobody needs",
+            ),
+            Error::SlotInUse { slot } => (
+                Failed,
+                format!("another standby streams from the slot {slot}"),
+                "two instances have the same name; set instance in one's ~/pgmahout.yml",
+            ),
+            Error::SettingTooLow { name, ours, theirs, source } => (
+                Failed,
+                format!("{name} is {ours} here and {theirs} on {source}: a standby's must not be lower"),
+                "raise it in this instance's configuration",
+            ),
+            Error::NoSpace { path, needed, available } => (
+                Failed,
+                format!(
+                    "{} needs {} and has {}",
+                    path.display(),
+                    megabytes(*needed),
+                    megabytes(*available)
+                ),
+                "make room, or use a larger disk",
+            ),
+            Error::MountPoint { path } => (
+                Failed,
+                format!("{} is a mount point, so the cluster in it cannot be moved aside", path.display()),
+                "move it yourself, or put the data directory into a directory below the mount point",
+            ),
+            Error::TablespaceTaken { on_source, here } => (
+                Failed,
+                format!("the directory {} for the tablespace {on_source} is not empty", here.display()),
+                "choose another: --tablespace-mapping OLD=NEW",
+            ),
+            Error::UnknownRoot { root } => (
+                Failed,
+                format!("the tablespace {root} was created during the copy"),
+                "run the same command again",
+            ),
+            Error::NoHistory { timeline } => (
+                Failed,
+                format!("the source has no history file of its timeline {timeline}"),
+                "restore it from the archive into the source's pg_wal",
+            ),
+            Error::CannotRepoint { why } => (
+                Failed,
+                format!("repointing is not possible: {why}"),
+                "leave --plan away, and what is needed will be copied",
+            ),
+            Error::NeedsConfirmation { instance, holds } => {
+                (Refused, format!("{instance} holds {holds}"), "")
+            }
+            Error::ForeignBackup { text } => (
+                Failed,
+                format!("another backup is running on the source: {}", printable(text)),
+                "wait for its end, or end it by pg_stop_backup()",
+            ),
+            Error::NotStreaming { limit, log } => (
+                Failed,
+                format!("the standby runs, but does not stream after {} s{}", limit.as_secs(), in_log(log)),
+                "`pgmahout info` tells when it does; running the command again starts from what is here",
+            ),
+            // ---- promote, wait
+            Error::TwoPrimaries { old, .. } => (
+                Refused,
+                format!("the old primary at {old} still answers and is writable: there would be two primaries"),
+                "",
+            ),
+            Error::NotAPrimary { instance } => {
+                (Failed, format!("{instance} is a standby, not a primary"), "give the blurb of the old primary")
+            }
+            Error::FencedAnother { instance, theirs, expected } => (
+                Usage,
+                format!(
+                    "{instance} is not the primary of this standby (its system identifier is {theirs}, \
+                     not {expected}); it was not stopped"
+                ),
+                "give the blurb of the old primary",
+            ),
+            Error::LastWalMissing { checkpoint, limit } => (
+                Failed,
+                format!(
+                    "the old primary stopped at {checkpoint}, but that did not arrive here within {} s; \
+                     nothing was promoted",
+                    limit.as_secs()
+                ),
+                "look at `pgmahout info` here; without --fence the standby is promoted with what it has",
+            ),
+            Error::NoTriggerFile => (
+                Failed,
+                "recovery.conf names no trigger_file, and PostgreSQL 9.0 is promoted by nothing else".to_owned(),
+                "add trigger_file = '/path' to recovery.conf and restart the standby",
+            ),
+            Error::PromotionTooSlow { limit } => (
+                Failed,
+                format!("recovery has not ended after {} s; it goes on", limit.as_secs()),
+                "run `pgmahout promote` again to wait longer",
+            ),
+            Error::NotCaughtUp { limit, behind, log } => (
+                Failed,
+                format!("still {behind} bytes behind after {} s{}", limit.as_secs(), in_log(log)),
+                "run `pgmahout wait` again to wait longer",
+            ),
+            Error::BlurbFromTerminal => (
+                Usage,
+                "the blurb is expected on stdin, and stdin is a terminal".to_owned(),
+                "pipe it in: dotcloud info db.0 | dotcloud run db.1 pgmahout enslave; or use --info FILE",
+            ),
+            Error::NoEnvironment { home } => (
+                Usage,
+                format!("there is no environment.json in {} to look the instance up in", home.display()),
+                "give its blurb instead: dotcloud info db.0 | dotcloud run db.1 pgmahout enslave",
+            ),
         };
-        Parts { exit, text, hint: (!hint.is_empty()).then(|| hint.to_owned()) }
+        let hint = match self {
+            Error::NeedsConfirmation { instance, .. } => {
+                format!("to lose it on purpose, add --confirm {instance}; the old cluster is moved aside and kept")
+            }
+            Error::TwoPrimaries { instance, .. } => format!(
+                "stop it first: --fence with its blurb on stdin; or promote all the same with --confirm {instance}"
+            ),
+            Error::HostKeyChanged { host, offered, file } => {
+                let (name, port) = host.rsplit_once(':').unwrap_or((host, "22"));
+                let name = name.trim_start_matches('[').trim_end_matches(']');
+                let name = if port == "22" { name.to_owned() } else { format!("[{name}]:{port}") };
+                format!(
+                    "if that is expected: ssh-keygen -f {} -R '{name}', or --host-key {offered} for this once",
+                    file.display()
+                )
+            }
+            Error::WalLevel { wanted, .. } => format!("set wal_level = {wanted} there and restart it"),
+            _ => hint.to_owned(),
+        };
+        Parts { exit, text, hint: (!hint.is_empty()).then_some(hint) }
     }
 
     /// The exit code of the process that ends with this error.
@@ -240,6 +711,24 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         self.parts().hint
     }
+}
+
+/// The end of a server's log, as part of a text.
+fn in_log(log: &Option<String>) -> String {
+    log.as_ref().map_or(String::new(), |log| format!("\nthe end of {}", printable(log)))
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{} MB", bytes.div_ceil(1_000_000))
+}
+
+/// What a peer or a file said, without anything that moves a terminal.
+pub fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' && c != '\t' { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
 }
 
 impl fmt::Display for Error {

@@ -1,7 +1,7 @@
 //! Owns what can be found on a machine without being told: the server that runs, Debian's clusters,
 //! dotCloud's environment, and what kind of manager runs the server.
 
-use crate::postgres::recovery::last_value;
+use crate::postgres::recovery::last_setting;
 use crate::process;
 use crate::settings::{Found, Origin};
 use std::collections::BTreeMap;
@@ -65,7 +65,7 @@ impl Debian {
         for version in list(Path::new("/etc/postgresql")) {
             for config_directory in list(&version) {
                 let Ok(text) = fs::read_to_string(config_directory.join("postgresql.conf")) else { continue };
-                let Some(data) = last_value(&text, "data_directory") else { continue };
+                let Some(data) = last_setting(&text, "data_directory") else { continue };
                 let name = |p: &Path| p.file_name().map(|n| n.to_string_lossy().into_owned());
                 let (Some(version), Some(cluster)) = (name(&version), name(&config_directory)) else {
                     continue;
@@ -74,7 +74,7 @@ impl Debian {
                     version,
                     cluster,
                     data_directory: data.into(),
-                    port: last_value(&text, "port").and_then(|p| p.parse().ok()),
+                    port: last_setting(&text, "port").and_then(|p| p.parse().ok()),
                     config_directory,
                 });
             }
@@ -220,7 +220,7 @@ pub fn detect_bin_directory(data: Option<&Path>, running: Option<&Running>) -> O
 pub fn configured_port(data: &Path) -> Option<u16> {
     let read = |name: &str| {
         let text = fs::read_to_string(data.join(name)).ok()?;
-        last_value(&text, "port")?.parse().ok()
+        last_setting(&text, "port")?.parse().ok()
     };
     read("postgresql.auto.conf").or_else(|| read("postgresql.conf"))
 }

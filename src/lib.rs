@@ -1,6 +1,26 @@
 //! pgmahout: one keeper for one PostgreSQL instance.
 //!
 //! The modules stand on floors and import only from lower ones; `tests/layering.rs` holds them to it.
-pub mod blurb;
+
+// floor 0
 pub mod error;
+// floor 1: pure facts and pure decisions
+pub mod blurb;
 pub mod postgres;
+// floor 2
+pub mod durable;
+pub mod process;
+pub mod progress;
+pub mod settings;
+// floor 3
+pub mod agent;
+pub mod instance;
+pub mod layout;
+pub mod service;
+pub mod sql;
+pub mod ssh;
+pub mod transfer;
+// floor 4
+pub mod operations;
+// floor 5
+pub mod cli;

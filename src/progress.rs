@@ -2,6 +2,7 @@
 //! bar, without one a line every ten seconds, quiet nothing. Everything goes to stderr; results go to
 //! stdout and are not this module's.
 
+use crate::error::printable;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
@@ -121,16 +122,6 @@ impl Progress {
 fn say(text: &str) {
     // A closed stderr is no reason to stop in the middle of a copy.
     let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-/// `text` without anything that moves a terminal: control characters other than newline and tab are
-/// shown as escapes. For whatever a peer or a file may have put there.
-pub fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() && c != '\n' && c != '\t' { out.extend(c.escape_default()) } else { out.push(c) }
-    }
-    out
 }
 
 /// Bytes for a person: "831 B", "32.0 MB" (powers of 1000, as disks and links are sold).

@@ -51,7 +51,7 @@ pub fn run(remote: &dyn Remote, command: &str, input: &[u8]) -> Result<Vec<u8>> 
     process.write_all(input).map_err(broken)?;
     process.send_eof().map_err(broken)?;
     let mut stdout = Vec::new();
-    process.by_ref().take(4 << 20).read_to_end(&mut stdout).map_err(broken)?;
+    Read::by_ref(&mut process).take(4 << 20).read_to_end(&mut stdout).map_err(broken)?;
     let ended = process.finish()?;
     if ended.status == 0 {
         return Ok(stdout);
@@ -333,7 +333,7 @@ fn authenticate(session: &Session, endpoint: &SshEndpoint, label: &str, identity
             if agent.userauth(user, key).is_ok() {
                 return Ok(());
             }
-            tried.push(format!("{} of the SSH agent", crate::progress::printable(key.comment())));
+            tried.push(format!("{} of the SSH agent", crate::error::printable(key.comment())));
         }
     }
     for key in &identity.keys {

@@ -2,7 +2,7 @@
 //! directory and changes nothing.
 
 use super::protocol::*;
-use crate::postgres::files::{self, Decision};
+use crate::postgres::files::{self, Decision, Unlogged};
 use crate::postgres::version::PgVersion;
 use base64::Engine;
 use std::collections::HashSet;
@@ -262,27 +262,28 @@ impl<W: Write> Listing<'_, W> {
             names.extend(name.into_string());
         }
         names.sort_unstable();
-        let unlogged = files::unlogged_relations(names.iter().map(String::as_str));
-        for name in &names {
+        let directory_in_data = match (seen_as, relative) {
+            ("", relative) => relative.to_owned(),
+            (seen_as, "") => seen_as.to_owned(),
+            (seen_as, relative) => format!("{seen_as}/{relative}"),
+        };
+        let below = |parent: &str, name: &str| {
+            if parent.is_empty() { name.to_owned() } else { format!("{parent}/{name}") }
+        };
+        let paths: Vec<_> = names.iter().map(|name| below(&directory_in_data, name)).collect();
+        let unlogged = Unlogged::among(paths.iter().map(String::as_str));
+        for (name, in_data) in names.iter().zip(&paths) {
             self.pulse.beat(self.to)?;
-            let join = |parent: &str| if parent.is_empty() { name.clone() } else { format!("{parent}/{name}") };
-            let path = join(relative);
-            let in_data = join(&if relative.is_empty() {
-                seen_as.to_owned()
-            } else if seen_as.is_empty() {
-                relative.to_owned()
-            } else {
-                format!("{seen_as}/{relative}")
-            });
+            let path = below(relative, name);
             let full = directory.join(name);
             let Ok(metadata) = fs::symlink_metadata(&full) else { continue };
             let is_wal = in_data == self.version.wal_directory();
             // pg_wal may be a link to another disk: here it is an (empty) directory.
             let is_directory = metadata.is_dir() || is_wal;
             let label = self.with_backup_label && (in_data == "backup_label" || in_data == "tablespace_map");
-            let decision = match files::decide(&in_data, is_directory, self.version) {
+            let decision = match files::decide(in_data, is_directory, self.version) {
                 _ if label => Decision::Keep,
-                Decision::Keep if files::is_dropped_with(name, &unlogged) => Decision::Skip,
+                Decision::Keep if unlogged.leaves_out(in_data) => Decision::Skip,
                 decision => decision,
             };
             if decision == Decision::Skip {

@@ -274,8 +274,8 @@ pub fn make_directory(path: &Path, mode: u32) -> Result<()> {
 }
 
 /// Copies everything in `work` below `roots` over all `streams` at once. Nothing is synced here.
-pub fn copy(streams: &mut [Stream], work: &Work, roots: &Roots, progress: &Progress) -> Result<Copied> {
-    let before: u64 = streams.iter().map(Stream::received).sum();
+pub fn copy(streams: &mut [&mut Stream], work: &Work, roots: &Roots, progress: &Progress) -> Result<Copied> {
+    let before: u64 = streams.iter().map(|s| s.received()).sum();
     let shared = Shared {
         work,
         roots,
@@ -298,7 +298,7 @@ pub fn copy(streams: &mut [Stream], work: &Work, roots: &Roots, progress: &Progr
     if let Some(error) = shared.first_error.into_inner().expect("no panic in a worker") {
         return Err(error);
     }
-    let after: u64 = streams.iter().map(Stream::received).sum();
+    let after: u64 = streams.iter().map(|s| s.received()).sum();
     Ok(Copied {
         files: work.files() as u64,
         bytes: shared.bytes.into_inner(),
@@ -494,7 +494,8 @@ mod tests {
                 Ok(())
             })
             .unwrap();
-        let copied = copy(&mut streams, &work, &roots, &Progress::new(Voice::Quiet)).unwrap();
+        let mut all: Vec<_> = streams.iter_mut().collect();
+        let copied = copy(&mut all, &work, &roots, &Progress::new(Voice::Quiet)).unwrap();
         assert!(copied.wire_bytes < copied.bytes / 10, "it compresses: {copied:?}");
         for same in ["PG_VERSION", "base/5/16384", "base/5/16385", "base/5/16386", "base/5/16387_init"] {
             let (a, b) = (fs::read(data.path().join(same)), fs::read(target.path().join(same)));
@@ -519,7 +520,7 @@ mod tests {
             let entry = Entry { kind: EntryKind::File, root: 0, mode: 0o600, size, path: path.into() };
             work.add(entry);
         }
-        copy(&mut streams, &work, &roots, &Progress::new(Voice::Quiet)).unwrap();
+        copy(&mut [&mut streams[0]], &work, &roots, &Progress::new(Voice::Quiet)).unwrap();
         assert!(!target.path().join("gone").exists());
         assert_eq!(fs::read(target.path().join("PG_VERSION")).unwrap(), b"15\n");
     }
@@ -562,7 +563,7 @@ mod tests {
         let roots = Roots(BTreeMap::from([(0, target.path().to_owned())]));
         let mut work = Work::default();
         work.add(Entry { kind: EntryKind::File, root: 0, mode: 0o600, size: 8192, path: "x".into() });
-        let error = copy(&mut [hostile(wire)], &work, &roots, &Progress::new(Voice::Quiet));
+        let error = copy(&mut [&mut hostile(wire)], &work, &roots, &Progress::new(Voice::Quiet));
         assert!(error.unwrap_err().to_string().contains("not asked for"));
         assert!(!target.path().join("x").exists());
     }

@@ -83,10 +83,8 @@ fn ours(
         is_live_primary = !is_standby;
         if is_live_primary {
             // The control file names a new timeline only after the first checkpoint on it.
-            let sql = format!(
-                "SELECT {}",
-                version.sql_walfile_name().replace("$1", version.sql_current_wal_lsn())
-            );
+            let (name_of, now) = (version.sql_walfile_name(), version.sql_current_wal_lsn());
+            let sql = format!("SELECT {name_of}({now})");
             let name: String = db.value(&sql, &[])?;
             if let Some((current, _)) = parse_segment_name(&name, control.wal_segment_size) {
                 timeline = current;

@@ -1,0 +1,534 @@
+//! Owns the command line: what was typed, what it means on this machine, how results and errors are shown.
+
+use crate::blurb::Blurb;
+use crate::error::{Error, Result};
+use crate::instance::{Instance, parse_mapping};
+use crate::operations::enslave::plan::{Action, Fate, Wanted};
+use crate::operations::{Context, enslave, fence, info, promote, wait};
+use crate::process;
+use crate::progress::{Progress, Voice, bytes_text, duration_text};
+use crate::settings::Settings;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const MAIN_EXAMPLES: &str = "\
+Examples:
+  dotcloud info db.0 | dotcloud run db.1 pgmahout enslave   make db.1 a standby of db.0
+  pgmahout enslave --dry-run < blurb                        what that would do
+  pgmahout info                                             role, lag, followers, slots
+  pgmahout promote                                          make this standby a primary
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or blurb, 3 refused (needs --confirm),
+4 the other side could not be reached, 5 interrupted (run again to complete).";
+
+/// One keeper for one PostgreSQL instance: enslave, promote, wait, info.
+#[derive(Parser, Debug)]
+#[command(name = "pgmahout", version, about, after_help = MAIN_EXAMPLES, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Debug)]
+struct Common {
+    /// Home directory of the instance, where pgmahout.yml and dotCloud's layout are looked for [default: $HOME]
+    #[arg(long, global = true, value_name = "DIR")]
+    home: Option<PathBuf>,
+    /// PGDATA of the instance
+    #[arg(long, short = 'D', global = true, value_name = "DIR")]
+    data_directory: Option<PathBuf>,
+    /// Answer with one JSON object on stdout, also for errors
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say nothing but warnings and the result
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Also say how each step is done
+    #[arg(long, short, global = true)]
+    verbose: bool,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Enslave(EnslaveArgs),
+    Promote(PromoteArgs),
+    Wait(WaitArgs),
+    /// Show this instance: role, version, timeline, LSN, lag, followers, slots, connections, size
+    #[command(after_help = "Examples:\n  pgmahout info\n  pgmahout --json info | jq .following.lag")]
+    Info,
+    /// Show every setting, its value and where it came from
+    #[command(after_help = "Examples:\n  pgmahout config\n  PGMAHOUT_PORT=5433 pgmahout config")]
+    Config,
+    /// Print the completions of a shell
+    #[command(after_help = "Example:\n  pgmahout completions bash > /etc/bash_completion.d/pgmahout")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a directory, or the main one to stdout
+    #[command(after_help = "Example:\n  pgmahout man /usr/local/share/man/man1")]
+    Man {
+        /// Directory, which has to exist
+        directory: Option<PathBuf>,
+    },
+    /// The reading end of a copy: started over SSH by the other side
+    #[command(hide = true)]
+    Source,
+    /// Stop this primary for its successor: started over SSH by `promote --fence`
+    #[command(hide = true)]
+    Fence {
+        /// The cluster that is meant
+        #[arg(long, default_value_t = 0)]
+        system_id: u64,
+        /// Start it again
+        #[arg(long)]
+        undo: bool,
+    },
+}
+
+/// Make this instance a streaming standby of the one in the blurb
+///
+/// The blurb is what `dotcloud info` prints of an instance; it comes on stdin, or from a file (--info), or
+/// the instance is looked up by its number in this instance's environment. Everything is checked before
+/// anything is touched; the cheapest plan that is correct is used: new connection settings where the
+/// source has all that this instance has, otherwise a copy.
+#[derive(Args, Debug)]
+#[command(visible_aliases = ["follow", "track"], after_help = "\
+Examples:
+  dotcloud info db.0 | dotcloud run db.1 pgmahout enslave
+  dotcloud run db.1 pgmahout enslave 0
+  pgmahout enslave --dry-run --info db0.blurb
+  dotcloud info db | pgmahout enslave --from db.0
+  pgmahout enslave --confirm db.1 < blurb      lose what only db.1 has")]
+struct EnslaveArgs {
+    /// Number or name of the source in this instance's environment, in place of a blurb
+    instance: Option<String>,
+    /// File with the blurb; `-` is stdin
+    #[arg(long, value_name = "FILE", conflicts_with = "instance")]
+    info: Option<PathBuf>,
+    /// Which instance, when the blurb tells of several
+    #[arg(long, value_name = "NAME", conflicts_with = "instance")]
+    from: Option<String>,
+    /// Name of this instance: its own data may be lost
+    #[arg(long, value_name = "INSTANCE")]
+    confirm: Option<String>,
+    /// Follow a source that is itself a standby
+    #[arg(long)]
+    cascade: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long, short = 'n')]
+    dry_run: bool,
+    /// Accept this host key of the source and no other
+    #[arg(long, value_name = "SHA256:…")]
+    host_key: Option<String>,
+    /// The plan
+    #[arg(long, value_enum, default_value_t = PlanArg::Auto)]
+    plan: PlanArg,
+    /// Where a tablespace of the source goes here; may be repeated
+    #[arg(long, value_name = "OLD=NEW")]
+    tablespace_mapping: Vec<String>,
+    /// Seconds that the new standby may take until it streams [default: 120]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// Parallel SSH sessions of a copy [default: number of processors, 4 at most]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    ssh_sessions: Option<u16>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+enum PlanArg {
+    /// The cheapest that is correct
+    Auto,
+    /// No data moved, or refused
+    Repoint,
+    /// A full copy
+    Full,
+}
+
+/// Make this standby a primary on a new timeline
+///
+/// It first replays all that it received. When the old primary still answers and is writable there would
+/// be two primaries: then this instance's name is asked for (or --confirm gives it), and --fence stops the
+/// old primary first, so that no commit is lost. When the old primary is unreachable it promotes at once.
+#[derive(Args, Debug)]
+#[command(visible_alias = "unfollow", after_help = "\
+Examples:
+  pgmahout promote
+  dotcloud info db.0 | dotcloud run db.1 pgmahout promote --fence     stop db.0 first, lose nothing
+  pgmahout promote --confirm db.1                                     although db.0 is still writable")]
+struct PromoteArgs {
+    /// Name of this instance: promote although the old primary is still writable
+    #[arg(long, value_name = "INSTANCE")]
+    confirm: Option<String>,
+    /// Stop the old primary first; its blurb comes on stdin or by --info
+    #[arg(long)]
+    fence: bool,
+    /// File with the old primary's blurb; `-` is stdin
+    #[arg(long, value_name = "FILE", requires = "fence")]
+    info: Option<PathBuf>,
+    /// Which instance, when the blurb tells of several
+    #[arg(long, value_name = "NAME", requires = "fence")]
+    from: Option<String>,
+    /// Accept this host key of the old primary and no other
+    #[arg(long, value_name = "SHA256:…", requires = "fence")]
+    host_key: Option<String>,
+    /// Seconds that the end of recovery may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    timeout: u64,
+}
+
+/// Wait until this standby has replayed all that its primary has written
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  pgmahout wait\n  pgmahout wait --timeout 60 && echo caught up")]
+struct WaitArgs {
+    /// Seconds to wait
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    timeout: u64,
+}
+
+/// Runs the command line; gives the exit code of the process.
+pub fn run() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // --help and --version end here too; clap's own code for wrong usage is 2, as ours.
+        Err(error) => {
+            let _ = error.print();
+            return error.exit_code() as u8;
+        }
+    };
+    process::catch_interrupts();
+    let json = cli.common.json;
+    match dispatch(cli) {
+        Ok(()) => 0,
+        Err(error) => {
+            show_error(&error, json);
+            error.exit() as u8
+        }
+    }
+}
+
+fn show_error(error: &Error, json: bool) {
+    let hint = error.hint();
+    if json {
+        let exit = error.exit() as u8;
+        answer(&json!({"error": {"message": error.to_string(), "hint": hint, "exit": exit}}));
+        return;
+    }
+    let hint = hint.map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
+    let _ = write!(std::io::stderr(), "pgmahout: {error}\n{hint}");
+}
+
+/// A result, on stdout. A reader that has gone away is no failure of ours.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn answer(value: &impl Serialize) {
+    say(&serde_json::to_string(value).expect("reports are plain data"));
+}
+
+fn dispatch(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "pgmahout", &mut std::io::stdout());
+            return Ok(());
+        }
+        Command::Man { directory } => return man(directory),
+        Command::Source => {
+            let (stdin, stdout) = (std::io::stdin().lock(), std::io::stdout().lock());
+            let stdout = std::io::BufWriter::with_capacity(256 * 1024, stdout);
+            return crate::transfer::source::serve(stdin, stdout)
+                .map_err(|e| Error::SshBroken { host: "the target".into(), why: e.to_string() });
+        }
+        _ => {}
+    }
+    let instance = find_instance(&cli)?;
+    let voice = match (cli.common.quiet, cli.common.verbose) {
+        (true, _) => Voice::Quiet,
+        (_, true) => Voice::Verbose,
+        _ => Voice::Normal,
+    };
+    let progress = Progress::new(voice);
+    let context = Context { instance: &instance, progress: &progress };
+    let json = cli.common.json;
+    match cli.command {
+        Command::Enslave(args) => run_enslave(context, args, json),
+        Command::Promote(args) => run_promote(context, args, json),
+        Command::Wait(args) => {
+            let report = wait::run(context, Duration::from_secs(args.timeout))?;
+            if json { answer(&report) } else { say(&wait_text(&report)) }
+            Ok(())
+        }
+        Command::Info => {
+            let report = info::run(context)?;
+            if json { answer(&report) } else { say(info_text(&report).trim_end()) }
+            Ok(())
+        }
+        Command::Config => {
+            if json { answer(&instance.resolved()) } else { say(config_text(&instance).trim_end()) }
+            Ok(())
+        }
+        Command::Fence { undo: true, .. } => {
+            fence::unfence(context)?;
+            answer(&json!({"instance": instance.name, "started": true}));
+            Ok(())
+        }
+        Command::Fence { system_id, .. } => {
+            answer(&fence::fence(context, crate::postgres::wal::SystemId(system_id))?);
+            Ok(())
+        }
+        Command::Completions { .. } | Command::Man { .. } | Command::Source => Ok(()),
+    }
+}
+
+fn find_instance(cli: &Cli) -> Result<Instance> {
+    let home = cli.common.home.clone().or_else(|| std::env::var_os("HOME").map(PathBuf::from));
+    let home = home.unwrap_or_else(|| PathBuf::from("/"));
+    let mut flags = BTreeMap::new();
+    if let Some(path) = &cli.common.data_directory {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        flags.insert("data_directory", path.display().to_string());
+    }
+    if let Command::Enslave(EnslaveArgs { timeout: Some(seconds), .. }) = &cli.command {
+        flags.insert("stream_timeout", seconds.to_string());
+    }
+    Instance::discover(&Settings::load(&home, flags, std::env::vars())?)
+}
+
+/// No blurb is this long; the parser says so in its own words.
+const BLURB_LIMIT: u64 = 2 << 20;
+
+fn read_blurb(info: Option<&PathBuf>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    match info {
+        Some(path) if path.as_os_str() != "-" => {
+            let read = std::fs::File::open(path).and_then(|f| f.take(BLURB_LIMIT).read_to_end(&mut bytes));
+            read.map_err(|source| Error::File { action: "read", path: path.clone(), source })?;
+        }
+        _ => {
+            let stdin = std::io::stdin();
+            if stdin.is_terminal() {
+                return Err(Error::BlurbFromTerminal);
+            }
+            let read = stdin.lock().take(BLURB_LIMIT).read_to_end(&mut bytes);
+            read.map_err(|source| Error::File { action: "read", path: "stdin".into(), source })?;
+        }
+    }
+    Ok(bytes)
+}
+
+fn blurb_of_environment(instance: &Instance, wanted: &str) -> Result<Blurb> {
+    let names = ["environment.json", "environment.yaml", "environment.yml", "environment"];
+    let found = names.iter().find_map(|name| std::fs::read(instance.home.join(name)).ok());
+    let found = found.ok_or_else(|| Error::NoEnvironment { home: instance.home.clone() })?;
+    Blurb::from_environment(&found, wanted)
+}
+
+fn run_enslave(context: Context, args: EnslaveArgs, json: bool) -> Result<()> {
+    let blurb = match &args.instance {
+        Some(wanted) => blurb_of_environment(context.instance, wanted)?,
+        None => Blurb::parse(&read_blurb(args.info.as_ref())?, args.from.as_deref())?,
+    };
+    let options = enslave::Options {
+        confirm: args.confirm,
+        cascade: args.cascade,
+        dry_run: args.dry_run,
+        host_key: args.host_key,
+        wanted: match args.plan {
+            PlanArg::Auto => Wanted::Auto,
+            PlanArg::Repoint => Wanted::Repoint,
+            PlanArg::Full => Wanted::Full,
+        },
+        tablespace_mapping: parse_mapping(&args.tablespace_mapping.join(","))?,
+        ssh_sessions: args.ssh_sessions.map(usize::from),
+    };
+    let report = enslave::run(context, &blurb, &options)?;
+    if json { answer(&report) } else { say(&enslave_text(&report)) }
+    Ok(())
+}
+
+fn enslave_text(report: &enslave::Report) -> String {
+    let (instance, source) = (&report.instance, &report.source);
+    if report.already {
+        return format!("{instance} follows {source} already, {}", lag_text(&report.lag));
+    }
+    if report.dry_run {
+        let fate = match report.plan.fate {
+            Fate::Used => "the data here is used as it is",
+            Fate::None => "there is no cluster here",
+            Fate::Removed => "the cluster here is replaced; it holds nothing that the source lacks",
+            Fate::KeptAside => "the cluster here is moved aside and kept",
+        };
+        let what = match report.plan.action {
+            Action::Repoint => "would repoint, no data moved".to_owned(),
+            Action::Full => format!("would copy {}", bytes_text(report.bytes_planned.unwrap_or(0))),
+        };
+        let confirm = report.plan.loses.as_ref().map(|loses| {
+            format!("\nneeds --confirm {instance}: it holds {loses}")
+        });
+        return format!("{instance} {what}; {fate}{}", confirm.unwrap_or_default());
+    }
+    let how = match &report.copied {
+        None => "no data moved".to_owned(),
+        Some(copied) => format!(
+            "{} in {} files copied, {} on the wire",
+            bytes_text(copied.bytes),
+            copied.files,
+            bytes_text(copied.wire_bytes)
+        ),
+    };
+    let kept = report.kept.as_ref().map(|path| {
+        format!("\nthe old cluster is kept in {0}; when it is not needed: rm -r '{0}'", path.display())
+    });
+    let seconds = duration_text(report.seconds);
+    let lag = lag_text(&report.lag);
+    format!("{instance} streams from {source}: {how}, {seconds}, {lag}{}", kept.unwrap_or_default())
+}
+
+fn lag_text(lag: &crate::operations::standby::Lag) -> String {
+    match (lag.bytes, lag.seconds) {
+        (Some(0), _) => "no lag".into(),
+        (Some(bytes), Some(seconds)) => format!("lag {} ({})", bytes_text(bytes), duration_text(seconds)),
+        (Some(bytes), None) => format!("lag {}", bytes_text(bytes)),
+        _ => "lag unknown".into(),
+    }
+}
+
+fn run_promote(context: Context, args: PromoteArgs, json: bool) -> Result<()> {
+    let fence = match args.fence {
+        true => Some(Blurb::parse(&read_blurb(args.info.as_ref())?, args.from.as_deref())?),
+        false => None,
+    };
+    let mut options = promote::Options {
+        confirm: args.confirm,
+        fence,
+        host_key: args.host_key,
+        timeout: Duration::from_secs(args.timeout),
+    };
+    let report = match promote::run(context, &options) {
+        Err(error @ Error::TwoPrimaries { .. }) if !json && options.confirm.is_none() => {
+            options.confirm = Some(ask_for_name(&error, &context.instance.name)?.ok_or(error)?);
+            promote::run(context, &options)?
+        }
+        other => other?,
+    };
+    for warning in &report.warnings {
+        context.progress.warn(warning);
+    }
+    if json { answer(&report) } else { say(&promote_text(&report)) }
+    Ok(())
+}
+
+/// On a terminal the operator may type the instance's name; anything else is a no.
+fn ask_for_name(error: &Error, name: &str) -> Result<Option<String>> {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Ok(None);
+    }
+    let _ = write!(
+        std::io::stderr(),
+        "pgmahout: {error}\nType {name} to promote all the same, anything else to leave it: "
+    );
+    let mut line = String::new();
+    let read = std::io::stdin().read_line(&mut line);
+    read.map_err(|source| Error::File { action: "read", path: "stdin".into(), source })?;
+    Ok((line.trim() == name).then(|| name.to_owned()))
+}
+
+fn promote_text(report: &promote::Report) -> String {
+    let instance = &report.instance;
+    let timeline = report.timeline.0;
+    if report.already {
+        return format!("{instance} is a primary already, on timeline {timeline}");
+    }
+    let last = report.last_lsn.map(|lsn| format!(", last LSN replayed {lsn}")).unwrap_or_default();
+    let age = report
+        .last_commit_age
+        .map(|age| format!(", its last commit {} old", duration_text(age)))
+        .unwrap_or_default();
+    let seconds = duration_text(report.seconds);
+    format!("{instance} is a primary on timeline {timeline} after {seconds}{last}{age}")
+}
+
+fn wait_text(report: &wait::Report) -> String {
+    match &report.lag {
+        None => format!("{} is a primary and accepts connections", report.instance),
+        Some(lag) => format!("{} has caught up, {}", report.instance, lag_text(lag)),
+    }
+}
+
+fn config_text(instance: &Instance) -> String {
+    let rows: Vec<_> = instance
+        .resolved()
+        .iter()
+        .map(|r| (r.name, r.value.clone().unwrap_or_else(|| "-".into()), r.origin.to_string()))
+        .collect();
+    let width = rows.iter().map(|(_, value, _)| value.chars().count()).max().unwrap_or(0);
+    rows.iter().map(|(name, value, origin)| format!("{name:<20} {value:<width$}  {origin}\n")).collect()
+}
+
+fn info_text(report: &info::Report) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            text.push_str(&format!("{:<13} {value}\n", format!("{name}:")));
+        }
+    };
+    line("instance", Some(report.instance.clone()));
+    line("app", report.app.clone());
+    line("role", Some(report.role.to_owned()));
+    line("problem", report.problem.clone());
+    line("version", report.version.map(|v| v.to_string()));
+    line("timeline", report.timeline.map(|t| t.0.to_string()));
+    line("lsn", report.lsn.map(|l| l.to_string()));
+    if let Some(following) = &report.following {
+        let state = if following.streaming { "streaming" } else { "not streaming" };
+        let reach = if following.reachable { "" } else { ", unreachable" };
+        let lag = lag_text(&following.lag);
+        line("following", Some(format!("{}, {state}{reach}, {lag}", following.primary)));
+    }
+    for f in &report.followers {
+        let lag = f.lag_bytes.map(|b| format!(", lag {}", bytes_text(b as u64))).unwrap_or_default();
+        line("follower", Some(format!("{}, {}, {}{lag}", f.name, f.state, f.sync)));
+    }
+    for s in &report.slots {
+        let active = if s.active { "active" } else { "inactive" };
+        let kept = s.retained_bytes.map(|b| format!(", retains {}", bytes_text(b as u64))).unwrap_or_default();
+        let status = s.wal_status.as_ref().map(|w| format!(", {w}")).unwrap_or_default();
+        line("slot", Some(format!("{}, {active}{kept}{status}", s.name)));
+    }
+    line("connections", report.connections.as_ref().map(|c| format!("{} of {}", c.used, c.limit)));
+    line("size", report.size_bytes.map(|b| bytes_text(b as u64)));
+    line("checksums", report.checksums.map(|on| if on { "on" } else { "off" }.to_owned()));
+    line("system id", report.system_id.map(|id| id.to_string()));
+    line("data", Some(report.data_directory.display().to_string()));
+    line("build", report.build.as_ref().map(|p| p.display().to_string()));
+    line("service", Some(report.service.clone()));
+    text
+}
+
+fn man(directory: Option<PathBuf>) -> Result<()> {
+    let on = |path: PathBuf| move |source| Error::File { action: "write", path: path.clone(), source };
+    match directory {
+        Some(directory) => clap_mangen::generate_to(Cli::command(), &directory).map_err(on(directory)),
+        None => clap_mangen::Man::new(Cli::command())
+            .render(&mut std::io::stdout())
+            .map_err(on("stdout".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

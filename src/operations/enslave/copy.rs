@@ -1,0 +1,682 @@
+//! Owns the full plan: a base backup of the source into a directory beside PGDATA, and the exchange of
+//! the two in one atomic step.
+//!
+//! What holds at a kill at any instant: PGDATA is the old cluster, untouched, until the exchange; it is
+//! the new one, complete and synced, from then on. Where PGDATA cannot be exchanged (a mount point, or no
+//! room for two) it is emptied first, its control file before everything else, so that it cannot start
+//! until the same command has been run to its end. The backup and its temporary slot belong to an SQL
+//! session of ours and end with it, however we end.
+
+use super::super::{Context, standby};
+use super::plan::{Fate, Plan};
+use super::there::There;
+use crate::durable::{self, Context as _};
+use crate::error::{Error, Result};
+use crate::layout::Service;
+use crate::postgres::backup::BackupCalls;
+use crate::postgres::control::ControlFile;
+use crate::postgres::wal::segment_name;
+use crate::progress::{bytes_text, time_text};
+use crate::settings::Origin;
+use crate::sql::Db;
+use crate::transfer::protocol::{Entry, EntryKind, List};
+use crate::transfer::target::{self, Copied, Roots, Stream, Work};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Stands in a directory that is not a cluster yet; gone when it is.
+pub const MARKER: &str = ".pgmahout-incomplete";
+
+/// Where the copy goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Into this directory beside PGDATA, to be exchanged.
+    Beside(PathBuf),
+    /// Into PGDATA itself, which is emptied first: why.
+    InPlace(&'static str),
+}
+
+/// What the copy will need, measured before anything is changed.
+pub struct Layout {
+    /// PGDATA.
+    pub data: PathBuf,
+    /// Where the copy goes.
+    pub place: Place,
+    /// Tablespaces: OID, where on the source, where here.
+    pub tablespaces: Vec<(u32, String, PathBuf)>,
+    /// Bytes of the source's files.
+    pub bytes: u64,
+    /// Where pg_wal lies when it is a symbolic link here.
+    pub wal_link: Option<PathBuf>,
+}
+
+/// Bytes beyond the copy itself that have to be free: room for the WAL that arrives meanwhile.
+const MARGIN: u64 = 64 << 20;
+
+/// Measures the source and finds the place for the copy.
+pub fn layout(context: Context, there: &mut There, plan: &Plan, mapping: &[(PathBuf, PathBuf)]) -> Result<Layout> {
+    let data = context.instance.data_directory()?;
+    let mut sizes: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut tablespaces = Vec::new();
+    let version = there.version;
+    there.stream.list(&list(there.version.num(), version.has_nonexclusive_backup()), |entry| {
+        match entry.kind {
+            EntryKind::Tablespace if entry.size == 1 => {
+                tablespaces.push((entry.root, entry.path.clone(), None));
+            }
+            EntryKind::Tablespace => tablespaces.push((entry.root, entry.path.clone(), Some(()))),
+            // Whole blocks, as they will lie on the disk.
+            _ => *sizes.entry(entry.root).or_default() += entry.size.next_multiple_of(4096),
+        }
+        Ok(())
+    })?;
+    let existing = existing_tablespaces(&data);
+    let mut placed = Vec::new();
+    let mut inside = 0;
+    for (oid, on_source, outside) in tablespaces {
+        match outside {
+            None => {
+                inside += sizes.get(&oid).copied().unwrap_or(0);
+                placed.push((oid, on_source.clone(), data.join(&on_source)));
+            }
+            Some(()) => {
+                let here = place_tablespace(context, &on_source, mapping, &existing, oid)?;
+                placed.push((oid, on_source, here));
+            }
+        }
+    }
+    let in_data = sizes.get(&0).copied().unwrap_or(0) + inside;
+    let bytes = sizes.values().sum();
+    let place = find_place(&data, in_data, plan)?;
+    for (oid, _, here) in placed.iter().filter(|(_, _, here)| !here.starts_with(&data)) {
+        let needed = sizes.get(oid).copied().unwrap_or(0) + MARGIN;
+        let available = durable::available_space(here)?;
+        if available < needed {
+            return Err(Error::NoSpace { path: here.clone(), needed, available });
+        }
+    }
+    let wal = data.join(version.wal_directory());
+    let wal_link = fs::symlink_metadata(&wal).is_ok_and(|m| m.is_symlink()).then(|| wal.canonicalize().ok());
+    Ok(Layout { data, place, tablespaces: placed, bytes, wal_link: wal_link.flatten() })
+}
+
+fn list(version: u32, has_nonexclusive_backup: bool) -> List {
+    List { version, wal_from: None, with_backup_label: !has_nonexclusive_backup }
+}
+
+/// Tablespace links of the cluster that is here now.
+fn existing_tablespaces(data: &Path) -> BTreeMap<u32, PathBuf> {
+    let links = fs::read_dir(data.join("pg_tblspc")).into_iter().flatten().flatten();
+    links
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, fs::read_link(entry.path()).ok()?)))
+        .collect()
+}
+
+/// Where a tablespace goes: where the mapping says, else where it is on the source. It must be empty or
+/// absent: on one machine the source's own directory stands there.
+fn place_tablespace(
+    context: Context,
+    on_source: &str,
+    mapping: &[(PathBuf, PathBuf)],
+    existing: &BTreeMap<u32, PathBuf>,
+    oid: u32,
+) -> Result<PathBuf> {
+    let mapped = mapping.iter().find(|(old, _)| old == Path::new(on_source)).map(|(_, new)| new.clone());
+    let mut here = mapped.unwrap_or_else(|| PathBuf::from(on_source));
+    if existing.get(&oid) == Some(&here) && !is_empty_or_absent(&here)? {
+        // Our own old copy of it: the new one lies beside, for the old one must stay whole until then.
+        let stamp = std::process::id();
+        here = here.with_file_name(format!(
+            "{}.pgmahout-{stamp}",
+            here.file_name().unwrap_or_default().to_string_lossy()
+        ));
+        context.progress.detail(format!("tablespace {on_source} goes to {}", here.display()));
+    }
+    if is_empty_or_absent(&here)? {
+        Ok(here)
+    } else {
+        Err(Error::TablespaceTaken { on_source: on_source.to_owned(), here })
+    }
+}
+
+fn is_empty_or_absent(path: &Path) -> Result<bool> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(e) => Err(e).on("list", path),
+    }
+}
+
+fn find_place(data: &Path, needed: u64, plan: &Plan) -> Result<Place> {
+    let available = durable::available_space(data)?;
+    let needed = needed + MARGIN;
+    let disposable = matches!(plan.fate, Fate::Removed | Fate::None);
+    let mount_point = data.exists() && durable::is_mount_point(data);
+    if available >= needed && !mount_point {
+        return Ok(Place::Beside(staging(data)));
+    }
+    let own = if data.exists() { tree_size(data) } else { 0 };
+    if disposable && available + own >= needed {
+        let why = if mount_point { "it is a mount point" } else { "there is no room for two" };
+        return Ok(Place::InPlace(why));
+    }
+    if mount_point && available >= needed {
+        return Err(Error::MountPoint { path: data.into() });
+    }
+    Err(Error::NoSpace { path: data.into(), needed, available })
+}
+
+/// Where the copy is made: a sibling, so that a rename moves it.
+pub fn staging(data: &Path) -> PathBuf {
+    suffixed(data, "pgmahout-new")
+}
+
+fn suffixed(data: &Path, suffix: &str) -> PathBuf {
+    let name = data.file_name().unwrap_or_default().to_string_lossy();
+    data.with_file_name(format!("{name}.{suffix}"))
+}
+
+fn tree_size(path: &Path) -> u64 {
+    let mut sum = 0;
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let Ok(metadata) = entry.metadata() else { continue };
+        sum += if metadata.is_dir() { tree_size(&entry.path()) } else { metadata.blocks() * 512 };
+    }
+    sum
+}
+
+/// What an earlier run has left beside PGDATA: a copy that was not completed is removed, an old cluster
+/// that was exchanged but not yet moved to its final name gets it.
+pub fn tidy(context: Context, data: &Path) -> Result<()> {
+    let staging = staging(data);
+    if !staging.exists() {
+        return Ok(());
+    }
+    if staging.join(MARKER).exists() || is_empty_or_absent(&staging)? {
+        context.progress.step("removing an earlier copy that was not completed");
+        remove_copy(&staging, &[])?;
+    } else {
+        let aside = aside(data);
+        context.progress.warn(format!("an old cluster was found and is kept in {}", aside.display()));
+        durable::rename(&staging, &aside)?;
+    }
+    Ok(())
+}
+
+fn aside(data: &Path) -> PathBuf {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let stamp: String = time_text(now as i64).chars().filter(char::is_ascii_digit).collect();
+    suffixed(data, &format!("pgmahout-old-{stamp}"))
+}
+
+/// Removes a copy with the tablespace directories that its links name.
+fn remove_copy(root: &Path, tablespaces: &[PathBuf]) -> Result<()> {
+    for path in tablespaces {
+        empty_directory(path)?;
+    }
+    durable::remove_tree(root)
+}
+
+fn empty_directory(path: &Path) -> Result<()> {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            durable::remove_tree(&path)?;
+        } else {
+            fs::remove_file(&path).on("remove", &path)?;
+        }
+    }
+    Ok(())
+}
+
+/// A base backup that is running, and the slot that keeps its WAL.
+struct Backup<'a> {
+    db: &'a mut Db,
+    calls: BackupCalls,
+    slot: Slot,
+    running: bool,
+}
+
+/// How the slot is held.
+enum Slot {
+    /// Versions without slots: WAL is copied after the stop.
+    None,
+    /// Temporary, gone with the session; copied into the permanent one at the end.
+    Temporary { temporary: String, permanent: String },
+    /// Permanent from the start; dropped by us when the copy fails.
+    Permanent { name: String, keep: bool },
+}
+
+impl Backup<'_> {
+    fn start<'a>(context: Context, db: &'a mut Db, slot: &str) -> Result<Backup<'a>> {
+        let version = db.version;
+        let calls = BackupCalls::of(version);
+        let label = format!("pgmahout {}", context.instance.name);
+        if calls.exclusive {
+            end_own_exclusive_backup(db, &label)?;
+        }
+        // The backup's start waits for a checkpoint, which takes as long as the disks need.
+        db.run("SET statement_timeout = '1h'")?;
+        let slot = reserve(db, slot)?;
+        let mut backup = Backup { db, calls, slot, running: false };
+        backup.running = true;
+        backup.db.rows(calls.start, &[&label])?;
+        Ok(backup)
+    }
+
+    /// Ends the backup; gives the content of backup_label where it is not a file of the source.
+    fn stop(&mut self) -> Result<(Option<String>, Option<String>)> {
+        self.running = false;
+        let row = self.db.row(self.calls.stop, &[])?;
+        Ok((row.get("labelfile"), row.get("lsn")))
+    }
+
+    /// Makes the slot last beyond this session.
+    fn keep_slot(&mut self) -> Result<()> {
+        match &mut self.slot {
+            Slot::None => Ok(()),
+            Slot::Permanent { keep, .. } => {
+                *keep = true;
+                Ok(())
+            }
+            Slot::Temporary { temporary, permanent } => {
+                let sql = "SELECT pg_copy_physical_replication_slot($1, $2, false)::text";
+                let (temporary, permanent) = (temporary.clone(), permanent.clone());
+                self.db.rows(sql, &[&temporary, &permanent])?;
+                standby::drop_slot_in_session(self.db, &temporary)?;
+                self.slot = Slot::Permanent { name: permanent, keep: true };
+                Ok(())
+            }
+        }
+    }
+
+    /// The permanent slot is nobody's again.
+    fn disown_slot(&mut self) {
+        if let Slot::Permanent { keep, .. } = &mut self.slot {
+            *keep = false;
+        }
+    }
+}
+
+impl Drop for Backup<'_> {
+    fn drop(&mut self) {
+        if self.running {
+            // A backup of the newer kind ends with its session, but ours may live on for a while.
+            let _ = self.db.rows(self.calls.stop, &[]);
+        }
+        match &self.slot {
+            Slot::Permanent { name, keep: false } => drop(standby::drop_slot(self.db, name)),
+            Slot::Temporary { temporary, .. } => drop(standby::drop_slot_in_session(self.db, temporary)),
+            _ => {}
+        }
+        let _ = self.db.run("SET statement_timeout = '60s'");
+    }
+}
+
+/// In exclusive mode our own crash leaves the primary in backup mode: end it, if it is ours.
+fn end_own_exclusive_backup(db: &mut Db, label: &str) -> Result<()> {
+    let running: bool = db.value("SELECT pg_is_in_backup()", &[])?;
+    if running {
+        let text: String = db.value("SELECT pg_read_file('backup_label')", &[])?;
+        if !text.contains(&format!("LABEL: {label}\n")) {
+            return Err(Error::ForeignBackup { text: text.lines().last().unwrap_or_default().to_owned() });
+        }
+        db.rows("SELECT pg_stop_backup()::text", &[])?;
+    }
+    Ok(())
+}
+
+fn reserve(db: &mut Db, slot: &str) -> Result<Slot> {
+    let version = db.version;
+    if !version.has_replication_slots() {
+        return Ok(Slot::None);
+    }
+    // What is left of an earlier attempt or an earlier life keeps WAL from long ago.
+    standby::drop_slot(db, slot)?;
+    let in_use: i64 =
+        db.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1", &[&slot])?;
+    if in_use > 0 {
+        return Err(Error::SlotInUse { slot: slot.to_owned() });
+    }
+    let free: i64 = db.value(
+        "SELECT current_setting('max_replication_slots')::bigint - count(*) FROM pg_replication_slots",
+        &[],
+    )?;
+    if version.copies_slots() && free >= 2 {
+        let mut temporary = format!("{slot}_tmp{}", std::process::id());
+        if temporary.len() > 63 {
+            temporary = format!("pgmahout_tmp{}", std::process::id());
+        }
+        let sql = "SELECT pg_create_physical_replication_slot($1, true, true)::text";
+        db.rows(sql, &[&temporary])?;
+        return Ok(Slot::Temporary { temporary, permanent: slot.to_owned() });
+    }
+    standby::create_slot(db, slot)?;
+    Ok(Slot::Permanent { name: slot.to_owned(), keep: false })
+}
+
+/// What the copy leaves: the new cluster is in PGDATA.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Files and bytes.
+    pub copied: Copied,
+    /// Where the old cluster is kept.
+    pub kept: Option<PathBuf>,
+}
+
+/// Copies the source and puts the copy in PGDATA's place, ready to start as a standby. The server here
+/// must be stopped.
+pub fn run(context: Context, there: &mut There, plan: &Plan, layout: &Layout, sessions: usize, slot: &str) -> Result<Outcome> {
+    let progress = context.progress;
+    let root = match &layout.place {
+        Place::Beside(staging) => staging.clone(),
+        Place::InPlace(_) => layout.data.clone(),
+    };
+    prepare(layout, &root)?;
+    let mut streams = open_streams(context, there, sessions)?;
+    let There { db, stream, version, target, control, name, .. } = there;
+    let version = *version;
+
+    progress.step(format!("backup of {name} begins (a checkpoint runs there)"));
+    let mut backup = Backup::start(context, db, slot)?;
+    let outcome = (|| {
+        let mut roots = Roots(BTreeMap::from([(0, root.clone())]));
+        for (oid, on_source, here) in &layout.tablespaces {
+            let inside = here.starts_with(&layout.data);
+            let path = if inside { root.join(on_source) } else { here.clone() };
+            roots.0.insert(*oid, path);
+        }
+        let work = take_manifest(stream, &root, &roots, layout, version.num(), version.has_nonexclusive_backup())?;
+        progress.step(format!(
+            "copying {} in {} files over {} SSH session{}",
+            bytes_text(work.bytes),
+            work.files(),
+            streams.len() + 1,
+            if streams.is_empty() { "" } else { "s" }
+        ));
+        progress.begin_bytes("copy", work.bytes);
+        let copied = copy_all(stream, &mut streams, &work, &roots, progress);
+        progress.end_bytes();
+        let copied = copied?;
+        let control_bytes = read_control(stream)?;
+
+        progress.step("backup ends");
+        let (label, _) = backup.stop()?;
+        if let Some(label) = label {
+            durable::write(&root.join("backup_label"), label.as_bytes(), 0o600)?;
+        }
+        if !version.has_replication_slots() {
+            copy_wal(stream, &mut streams, &roots, control, version, progress)?;
+        }
+        keep_own_files(context, layout, &root, version, target, slot)?;
+        progress.step("syncing to disk");
+        backup.keep_slot()?;
+        sync(&root, layout)?;
+        write_control(&root, &control_bytes)?;
+        remove_marker(&root)?;
+        Ok(copied)
+    })();
+    let copied = match outcome {
+        Ok(copied) => copied,
+        Err(error) => {
+            backup.disown_slot();
+            drop(backup);
+            if let Place::Beside(staging) = &layout.place {
+                let outside: Vec<_> = outside(layout).cloned().collect();
+                let _ = remove_copy(staging, &outside);
+            }
+            return Err(error);
+        }
+    };
+    drop(backup);
+    let kept = put_in_place(context, layout, plan)?;
+    Ok(Outcome { copied, kept })
+}
+
+fn outside(layout: &Layout) -> impl Iterator<Item = &PathBuf> {
+    layout.tablespaces.iter().map(|(_, _, here)| here).filter(|here| !here.starts_with(&layout.data))
+}
+
+fn open_streams(context: Context, there: &There, sessions: usize) -> Result<Vec<Stream>> {
+    let mut streams = Vec::new();
+    for _ in 1..sessions {
+        // One session does the whole work too, only slower: a server that lets in no second one
+        // (MaxSessions, MaxStartups) is no reason to fail.
+        let opened = there.remote.again().and_then(|remote| {
+            let (stream, facts) = Stream::open(&*remote, &there.agent, &there.data_directory)?;
+            Ok((stream, facts))
+        });
+        match opened {
+            Ok((stream, facts)) if facts.inode == there.facts.inode => streams.push(stream),
+            Ok(_) => {}
+            Err(error @ Error::Interrupted) => return Err(error),
+            Err(error) => {
+                context.progress.detail(format!("no further SSH session: {error}"));
+                break;
+            }
+        }
+    }
+    Ok(streams)
+}
+
+fn prepare(layout: &Layout, root: &Path) -> Result<()> {
+    let private = fs::Permissions::from_mode(0o700);
+    if let Place::InPlace(_) = layout.place {
+        fs::create_dir_all(root).on("create", root)?;
+        // The marker first, the control file next: from here on this is no cluster until it is complete.
+        durable::write(&root.join(MARKER), b"pgmahout enslave\n", 0o600)?;
+        let control = root.join("global/pg_control");
+        if control.exists() {
+            fs::remove_file(&control).on("remove", &control)?;
+            durable::sync_directory(&root.join("global"))?;
+        }
+        for entry in fs::read_dir(root).on("list", root)?.flatten() {
+            let path = entry.path();
+            if entry.file_name() == MARKER {
+                continue;
+            }
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                durable::remove_tree(&path)?;
+            } else {
+                fs::remove_file(&path).on("remove", &path)?;
+            }
+        }
+    } else {
+        fs::create_dir(root).on("create", root)?;
+        durable::write(&root.join(MARKER), b"pgmahout enslave\n", 0o600)?;
+    }
+    fs::set_permissions(root, private.clone()).on("set the mode of", root)?;
+    for here in outside(layout) {
+        fs::create_dir_all(here).on("create", here)?;
+        fs::set_permissions(here, private.clone()).on("set the mode of", here)?;
+    }
+    Ok(())
+}
+
+fn take_manifest(
+    stream: &mut Stream,
+    root: &Path,
+    roots: &Roots,
+    layout: &Layout,
+    version: u32,
+    has_nonexclusive_backup: bool,
+) -> Result<Work> {
+    let mut work = Work::default();
+    let mut links = Vec::new();
+    stream.list(&list(version, has_nonexclusive_backup), |entry: Entry| {
+        match entry.kind {
+            EntryKind::Tablespace => {
+                // One that was created since the preflight has no place here yet.
+                let known = layout.tablespaces.iter().find(|(oid, _, _)| *oid == entry.root);
+                let (_, _, here) = known.ok_or(Error::UnknownRoot { root: entry.root })?;
+                links.push((entry.root, here.clone()));
+            }
+            EntryKind::Directory => {
+                let path =
+                    roots.path(entry.root, &entry.path).ok_or(Error::UnknownRoot { root: entry.root })?;
+                let wal = layout.wal_link.as_ref().filter(|_| entry.root == 0 && is_wal(&entry.path));
+                match wal {
+                    Some(link) => make_wal_link(&path, link)?,
+                    None => target::make_directory(&path, entry.mode)?,
+                }
+            }
+            EntryKind::File if entry.root == 0 && entry.path == "global/pg_control" => {}
+            EntryKind::File => work.add(entry),
+        }
+        Ok(())
+    })?;
+    let directory = root.join("pg_tblspc");
+    for (oid, here) in links {
+        let link = directory.join(oid.to_string());
+        std::os::unix::fs::symlink(&here, &link).on("create", &link)?;
+    }
+    let status = root.join(if root.join("pg_wal").exists() { "pg_wal" } else { "pg_xlog" });
+    target::make_directory(&status.join("archive_status"), 0o700)?;
+    Ok(work)
+}
+
+fn is_wal(path: &str) -> bool {
+    path == "pg_wal" || path == "pg_xlog"
+}
+
+/// WAL that lies on a disk of its own goes on lying there: beside the old one, which stays whole.
+fn make_wal_link(at: &Path, old: &Path) -> Result<()> {
+    let base = old.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let base = base.split(".pgmahout-").next().unwrap_or_default().to_owned();
+    let new = old.with_file_name(format!("{base}.pgmahout-{}", std::process::id()));
+    durable::create_private_directory(&new)?;
+    std::os::unix::fs::symlink(&new, at).on("create", at)
+}
+
+fn copy_all(
+    first: &mut Stream,
+    others: &mut Vec<Stream>,
+    work: &Work,
+    roots: &Roots,
+    progress: &crate::progress::Progress,
+) -> Result<Copied> {
+    let mut all: Vec<&mut Stream> = std::iter::once(first).chain(others.iter_mut()).collect();
+    target::copy(&mut all, work, roots, progress)
+}
+
+/// The control file, whole: it is read while the server may be writing it, so its checksum decides.
+fn read_control(stream: &mut Stream) -> Result<Vec<u8>> {
+    let mut last = None;
+    for _ in 0..20 {
+        let bytes = stream.read_file("global/pg_control", 8192)?.unwrap_or_default();
+        match ControlFile::parse(&bytes) {
+            Ok(_) => return Ok(bytes),
+            Err(error) => last = Some(error),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Err(last.expect("twenty tries"))
+}
+
+fn write_control(root: &Path, bytes: &[u8]) -> Result<()> {
+    durable::write(&root.join("global/pg_control"), bytes, 0o600)
+}
+
+fn remove_marker(root: &Path) -> Result<()> {
+    let marker = root.join(MARKER);
+    fs::remove_file(&marker).on("remove", &marker)?;
+    durable::sync_directory(root)
+}
+
+/// Versions without slots: the WAL from the backup's start on comes as files.
+fn copy_wal(
+    stream: &mut Stream,
+    others: &mut Vec<Stream>,
+    roots: &Roots,
+    control: &ControlFile,
+    version: crate::postgres::version::PgVersion,
+    progress: &crate::progress::Progress,
+) -> Result<()> {
+    let first = segment_name(control.timeline, control.checkpoint_redo, control.wal_segment_size);
+    let request = List { version: version.num(), wal_from: Some(first), with_backup_label: false };
+    let mut work = Work::default();
+    stream.list(&request, |entry| {
+        work.add(entry);
+        Ok(())
+    })?;
+    copy_all(stream, others, &work, roots, progress).map(drop)
+}
+
+/// What belongs to this instance rather than to the cluster: standby settings, its port, configuration
+/// files that the source keeps elsewhere.
+fn keep_own_files(
+    context: Context,
+    layout: &Layout,
+    root: &Path,
+    version: crate::postgres::version::PgVersion,
+    target: &crate::sql::Target,
+    slot: &str,
+) -> Result<()> {
+    let instance = context.instance;
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        let (new, old) = (root.join(name), layout.data.join(name));
+        if !new.exists() && old.exists() && instance.config_directory.is_none() {
+            fs::copy(&old, &new).on("copy", &old)?;
+        }
+    }
+    let slot = version.has_replication_slots().then_some(slot);
+    let settings = standby::settings(instance, target, slot, version)?;
+    // supervisor's and Debian's servers get their port from outside PGDATA; pg_ctl's from the copied file.
+    let port = instance.port().to_string();
+    let said = instance.resolved().iter().any(|r| r.name == "port" && r.origin != Origin::Default);
+    let own_port = said && matches!(instance.service, Service::PgCtl | Service::Commands { .. });
+    let own: &[(&str, Option<&str>)] = if own_port { &[("port", Some(&port))] } else { &[] };
+    standby::write_settings(root, &settings, version, own)
+}
+
+fn sync(root: &Path, layout: &Layout) -> Result<()> {
+    let mut seen = Vec::new();
+    let wal = layout.wal_link.as_deref().and_then(Path::parent);
+    for path in std::iter::once(root).chain(outside(layout).map(PathBuf::as_path)).chain(wal) {
+        let device = fs::metadata(path).on("look at", path)?.dev();
+        if !seen.contains(&device) {
+            durable::sync_file_system(path)?;
+            seen.push(device);
+        }
+    }
+    Ok(())
+}
+
+fn put_in_place(context: Context, layout: &Layout, plan: &Plan) -> Result<Option<PathBuf>> {
+    let Place::Beside(staging) = &layout.place else { return Ok(None) };
+    let data = &layout.data;
+    // Links into PGDATA itself were made with PGDATA's final name, so they hold after the exchange.
+    if !data.exists() {
+        durable::rename(staging, data)?;
+        return Ok(None);
+    }
+    let old_tablespaces = existing_tablespaces(data);
+    let old_wal = layout.wal_link.clone();
+    if !durable::exchange(staging, data)? {
+        let aside = aside(data);
+        durable::rename(data, &aside)?;
+        durable::rename(staging, data)?;
+        durable::rename(&aside, staging)?;
+    }
+    // `staging` is the old cluster now.
+    if plan.fate == Fate::KeptAside {
+        let aside = aside(data);
+        durable::rename(staging, &aside)?;
+        return Ok(Some(aside));
+    }
+    context.progress.detail("removing the old cluster");
+    let new_places: Vec<_> = layout.tablespaces.iter().map(|(_, _, here)| here).collect();
+    for path in old_tablespaces.values().filter(|path| !new_places.contains(path)) {
+        // Only what this version of this cluster put there; the directory is the operator's.
+        empty_directory(path)?;
+    }
+    durable::write(&staging.join(MARKER), b"to be removed\n", 0o600)?;
+    durable::remove_tree(staging)?;
+    if let Some(old) = old_wal {
+        durable::remove_tree(&old)?;
+    }
+    Ok(None)
+}

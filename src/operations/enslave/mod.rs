@@ -1,0 +1,492 @@
+//! Makes this instance a streaming standby of another: preflight, direction guard, the cheapest plan that
+//! is correct, and the two plans *repoint* and *full* (DESIGN.md, "enslave, step by step").
+
+pub mod copy;
+pub mod here;
+pub mod plan;
+pub mod there;
+
+use super::standby::{self, Lag};
+use super::Context;
+use crate::blurb::Blurb;
+use crate::durable::{self, Lock};
+use crate::error::{Error, Result};
+use crate::postgres::recovery::SLOT_PREFIX;
+use crate::process;
+use crate::progress::{bytes_text, duration_text};
+use crate::service;
+use crate::sql::{Db, Target};
+use crate::transfer::source::boot_id;
+use crate::transfer::target::Copied;
+use here::Cluster;
+use plan::{Action, Fate, Loss, Plan, Relation, Theirs, Wanted};
+use serde::Serialize;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use there::There;
+
+/// What the operator asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The victim's name, when its data may be lost.
+    pub confirm: Option<String>,
+    /// Follow a source that is itself a standby.
+    pub cascade: bool,
+    /// Say what would be done and stop.
+    pub dry_run: bool,
+    /// The host key to accept.
+    pub host_key: Option<String>,
+    /// The plan to use.
+    pub wanted: Wanted,
+    /// Tablespaces: where on the source, where here.
+    pub tablespace_mapping: Vec<(PathBuf, PathBuf)>,
+    /// Parallel SSH sessions.
+    pub ssh_sessions: Option<usize>,
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// This instance.
+    pub instance: String,
+    /// The source.
+    pub source: String,
+    /// `repoint` or `full`; as planned when `dry_run`.
+    pub plan: Plan,
+    /// Nothing was done.
+    pub dry_run: bool,
+    /// It followed this source already, and nothing had to be done.
+    pub already: bool,
+    /// What was copied.
+    pub copied: Option<Copied>,
+    /// Bytes that a full copy takes.
+    pub bytes_planned: Option<u64>,
+    /// Where the old cluster is kept.
+    pub kept: Option<PathBuf>,
+    /// The slot on the source.
+    pub slot: Option<String>,
+    /// Seconds from start to streaming.
+    pub seconds: f64,
+    /// How far behind the standby was when it streamed.
+    pub lag: Lag,
+}
+
+/// Runs the whole of it.
+pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report> {
+    let begin = Instant::now();
+    let instance = context.instance;
+    let progress = context.progress;
+    instance.check_account()?;
+    let _lock = Lock::take(&instance.state_directory.join("lock"), "enslave")?;
+
+    // Preflight: nothing is touched.
+    let mut there = there::reach(context, blurb, options.host_key.clone())?;
+    progress.step(format!(
+        "{} is PostgreSQL {}, a {} on timeline {}, at {}",
+        there.name,
+        there.version,
+        if there.in_recovery { "standby" } else { "primary" },
+        there.history.timeline.0,
+        there.end
+    ));
+    check_not_itself(context, &there)?;
+    check_programs(context, &there)?;
+    let mut cluster = here::look(context)?;
+    check_direction(context, &mut there, cluster.as_mut(), options)?;
+
+    let slot = instance.slot_name();
+    if let Some(report) = already_following(context, &mut there, cluster.as_mut(), &slot, options, begin)? {
+        return Ok(report);
+    }
+    there.check_feeds_standbys(&slot)?;
+    let (plan, relation) = decide(&mut there, cluster.as_mut(), options)?;
+    check_slot(&mut there, cluster.as_mut(), &slot)?;
+    if plan.action == Action::Repoint || instance.config_directory.is_some() {
+        check_settings(context, &mut there, cluster.as_mut())?;
+    }
+    let layout = match plan.action {
+        Action::Full => Some(copy::layout(context, &mut there, &plan, &mapping(context, options))?),
+        Action::Repoint => None,
+    };
+    let mut report = Report {
+        instance: instance.name.clone(),
+        source: there.name.clone(),
+        plan: plan.clone(),
+        dry_run: options.dry_run,
+        already: false,
+        copied: None,
+        bytes_planned: layout.as_ref().map(|layout| layout.bytes),
+        kept: None,
+        slot: there.version.has_replication_slots().then(|| slot.clone()),
+        seconds: 0.0,
+        lag: Lag::default(),
+    };
+    let size = report.bytes_planned.map(|b| format!(", {}", bytes_text(b))).unwrap_or_default();
+    let action = match plan.action {
+        Action::Repoint => "repoint",
+        Action::Full => "full copy",
+    };
+    progress.step(format!("plan: {action}{size}, because {}", plan.why));
+    if let (Some(loses), true) = (&plan.loses, options.confirm.as_deref() != Some(&instance.name)) {
+        // With --dry-run the plan was the question, and what it would ask is part of the answer.
+        if !options.dry_run {
+            return Err(Error::NeedsConfirmation { instance: instance.name.clone(), holds: loses.clone() });
+        }
+    }
+    if options.dry_run {
+        report.seconds = begin.elapsed().as_secs_f64();
+        return Ok(report);
+    }
+
+    // From here on things change.
+    let was_primary = cluster.as_ref().is_some_and(|cluster| !cluster.ours.is_standby);
+    let former = former_primary(context, cluster.as_mut())?;
+    let mut db = match layout {
+        None => repoint(context, &mut there, cluster, &slot)?,
+        Some(layout) => {
+            let (db, outcome) = full(context, &mut there, cluster, &plan, &layout, &slot, options)?;
+            report.copied = Some(outcome.copied);
+            report.kept = outcome.kept;
+            db
+        }
+    };
+    standby::wait_until_streaming(context, &mut db)?;
+    clean_up_slots(context, &mut db, &there, former, &slot, was_primary && relation == Relation::Behind);
+    let end = there::end_of_wal(&mut there.db, there.in_recovery).ok();
+    report.lag = standby::lag(&mut db, end)?;
+    report.seconds = begin.elapsed().as_secs_f64();
+    progress.detail(format!("streaming after {}", duration_text(report.seconds)));
+    Ok(report)
+}
+
+fn mapping(context: Context, options: &Options) -> Vec<(PathBuf, PathBuf)> {
+    let mut mapping = options.tablespace_mapping.clone();
+    mapping.extend(context.instance.tablespace_mapping.iter().cloned());
+    mapping
+}
+
+/// The source must not be this very instance: the same directory of the same running system.
+fn check_not_itself(context: Context, there: &There) -> Result<()> {
+    let data = context.instance.data_directory()?;
+    let Ok(here) = fs::metadata(&data) else { return Ok(()) };
+    let same = there.facts.boot_id == boot_id()
+        && (there.facts.device, there.facts.inode) == (here.dev(), here.ino());
+    if same { Err(Error::SourceIsTarget { instance: context.instance.name.clone() }) } else { Ok(()) }
+}
+
+fn check_programs(context: Context, there: &There) -> Result<()> {
+    let ours = context.instance.program_version()?;
+    if !ours.same_major(there.version) {
+        return Err(Error::OtherMajor {
+            source: there.name.clone(),
+            theirs: there.version.to_string(),
+            ours: ours.to_string(),
+        });
+    }
+    // A server can only be built with one block size; asking the program itself is exact.
+    let mut command = Command::new(context.instance.program("postgres")?);
+    let finished = process::run_any(command.args(["-C", "block_size"]), Duration::from_secs(30))?;
+    let block_size = finished.stdout.trim().parse().unwrap_or(there.control.block_size);
+    if block_size != there.control.block_size {
+        return Err(Error::OtherBlockSize { theirs: there.control.block_size, ours: block_size });
+    }
+    Ok(())
+}
+
+/// The direction guard, as far as it needs no plan.
+fn check_direction(
+    context: Context,
+    there: &mut There,
+    cluster: Option<&mut Cluster>,
+    options: &Options,
+) -> Result<()> {
+    if !there.in_recovery {
+        return Ok(());
+    }
+    let instance = context.instance.name.clone();
+    let source = there.name.clone();
+    if let Some(cluster) = cluster
+        && cluster.control.system_id == there.system_id
+    {
+        if !cluster.ours.is_standby {
+            return Err(Error::SourceIsOurStandby { source, instance });
+        }
+        // Both are standbys: a circle, if it streams from us.
+        if let Some(db) = &mut cluster.db
+            && there.version.has_wal_receiver_view()
+        {
+            let rows = there.db.rows("SELECT slot_name FROM pg_stat_wal_receiver", &[])?;
+            if let Some(slot) = rows.first().and_then(|row| row.get::<_, Option<String>>(0)) {
+                let ours = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active";
+                if db.value::<i64>(ours, &[&slot])? > 0 {
+                    return Err(Error::SourceIsOurStandby { source, instance });
+                }
+            }
+        }
+    }
+    if !options.cascade {
+        return Err(Error::SourceIsStandby { source });
+    }
+    Ok(())
+}
+
+/// A standby that already streams from this source through its slot needs nothing.
+fn already_following(
+    context: Context,
+    there: &mut There,
+    cluster: Option<&mut Cluster>,
+    slot: &str,
+    options: &Options,
+    begin: Instant,
+) -> Result<Option<Report>> {
+    let Some(cluster) = cluster else { return Ok(None) };
+    if options.wanted == Wanted::Full
+        || cluster.control.system_id != there.system_id
+        || !there.version.has_replication_slots()
+    {
+        return Ok(None);
+    }
+    let Some(db) = &mut cluster.db else { return Ok(None) };
+    if !db.in_recovery()? || !standby::is_streaming(db)? {
+        return Ok(None);
+    }
+    let conninfo = standby::primary_conninfo(db, &cluster.data)?.unwrap_or_default();
+    let port = there.target.port.to_string();
+    let same = conninfo.get("host") == Some(&there.target.host) && conninfo.get("port") == Some(&port);
+    let held = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active";
+    if !same || there.db.value::<i64>(held, &[&slot])? == 0 {
+        return Ok(None);
+    }
+    let end = there::end_of_wal(&mut there.db, there.in_recovery).ok();
+    Ok(Some(Report {
+        instance: context.instance.name.clone(),
+        source: there.name.clone(),
+        plan: Plan {
+            action: Action::Repoint,
+            why: "it follows this source already".into(),
+            fate: Fate::Used,
+            loses: None,
+        },
+        dry_run: options.dry_run,
+        already: true,
+        copied: None,
+        bytes_planned: None,
+        kept: None,
+        slot: Some(slot.to_owned()),
+        seconds: begin.elapsed().as_secs_f64(),
+        lag: standby::lag(db, end)?,
+    }))
+}
+
+fn decide(there: &mut There, cluster: Option<&mut Cluster>, options: &Options) -> Result<(Plan, Relation)> {
+    let theirs = Theirs { system_id: there.system_id, history: there.history.clone(), end: there.end };
+    let Some(cluster) = cluster else {
+        return Ok((plan::plan(&Relation::Other, Loss::NoCluster, None, options.wanted)?, Relation::Other));
+    };
+    let relation = if cluster.version.same_major(there.version) {
+        plan::relation(&cluster.ours, &theirs)
+    } else {
+        Relation::Other
+    };
+    let gap = match relation {
+        Relation::Behind => there.wal_gap(cluster.ours.end)?,
+        _ => None,
+    };
+    let loss = cluster.loss(&relation, &theirs)?;
+    Ok((plan::plan(&relation, loss, gap, options.wanted)?, relation))
+}
+
+/// Our slot's name must not be in somebody else's use.
+fn check_slot(there: &mut There, cluster: Option<&mut Cluster>, slot: &str) -> Result<()> {
+    if !there.version.has_replication_slots() {
+        return Ok(());
+    }
+    let active: i64 = there
+        .db
+        .value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active", &[&slot])?;
+    // Held by ourselves, as a standby that has this slot in its settings: that ends with the restart.
+    let ours = match cluster.and_then(|cluster| cluster.db.as_mut()) {
+        Some(db) if db.version.shows_recovery_settings() => {
+            db.setting("primary_slot_name")?.as_deref() == Some(slot)
+        }
+        Some(_) => true,
+        None => false,
+    };
+    if active > 0 && !ours { Err(Error::SlotInUse { slot: slot.to_owned() }) } else { Ok(()) }
+}
+
+/// Settings that must not be lower here than on the source, where this instance keeps its own.
+fn check_settings(context: Context, there: &mut There, cluster: Option<&mut Cluster>) -> Result<()> {
+    let instance = context.instance;
+    let mut db = cluster.and_then(|cluster| cluster.db.as_mut());
+    for name in there.version.standby_minimum_settings() {
+        let theirs = there.db.setting(name)?;
+        let ours = match &mut db {
+            Some(db) => db.setting(name)?,
+            None => {
+                let directory = match &instance.config_directory {
+                    Some(directory) => directory.clone(),
+                    None => instance.data_directory()?,
+                };
+                let mut command = Command::new(instance.program("postgres")?);
+                command.arg("-D").arg(directory).args(["-C", name]);
+                let finished = process::run_any(&mut command, Duration::from_secs(30))?;
+                finished.status.success().then(|| finished.stdout.trim().to_owned())
+            }
+        };
+        let number = |text: &Option<String>| text.as_deref().and_then(|t| t.parse::<i64>().ok());
+        if let (Some(theirs), Some(ours)) = (number(&theirs), number(&ours))
+            && ours < theirs
+        {
+            return Err(Error::SettingTooLow { name, ours, theirs, source: there.name.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// The primary that this instance followed until now, to take its slot away there.
+fn former_primary(context: Context, cluster: Option<&mut Cluster>) -> Result<Option<Target>> {
+    let Some(cluster) = cluster.filter(|cluster| cluster.ours.is_standby) else { return Ok(None) };
+    let data = cluster.data.clone();
+    let Some(db) = cluster.db.as_mut() else { return Ok(None) };
+    let Some(conninfo) = standby::primary_conninfo(db, &data)? else { return Ok(None) };
+    standby::primary_target(context.instance, &conninfo, "the former primary")
+}
+
+/// After the fact, and never a reason to fail: slots that would keep WAL for nobody.
+fn clean_up_slots(
+    context: Context,
+    db: &mut Db,
+    there: &There,
+    former: Option<Target>,
+    slot: &str,
+    was_primary: bool,
+) {
+    let progress = context.progress;
+    if !there.version.has_replication_slots() {
+        return;
+    }
+    if let Some(former) = former.filter(|f| (&f.host, f.port) != (&there.target.host, there.target.port)) {
+        match Db::connect(&former).and_then(|mut db| standby::drop_slot(&mut db, slot)) {
+            Ok(true) => progress.detail(format!("slot {slot} on the former primary dropped")),
+            Ok(false) => {}
+            Err(error) => progress.detail(format!("the former primary may still hold slot {slot}: {error}")),
+        }
+    }
+    if was_primary {
+        // An old primary keeps the slots of its followers, which now follow somebody else.
+        let pattern = format!("{}%", SLOT_PREFIX.replace('_', r"\_"));
+        let sql = "SELECT slot_name::text, pg_drop_replication_slot(slot_name)::text \
+                   FROM pg_replication_slots WHERE slot_name LIKE $1 AND NOT active AND slot_type = 'physical'";
+        match db.rows(sql, &[&pattern]) {
+            Ok(rows) => {
+                for row in rows {
+                    progress.detail(format!("slot {} of its time as a primary dropped", row.get::<_, String>(0)));
+                }
+            }
+            Err(error) => progress.warn(format!("slots of its time as a primary could not be dropped: {error}")),
+        }
+    }
+}
+
+fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, slot: &str) -> Result<Db> {
+    let instance = context.instance;
+    let version = there.version;
+    let Some(mut cluster) = cluster else { return Err(Error::NoCluster { path: instance.data_directory()? }) };
+    if version.has_replication_slots() {
+        let there_already = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1";
+        if there.db.value::<i64>(there_already, &[&slot])? == 0 {
+            standby::create_slot(&mut there.db, slot)?;
+        }
+    }
+    let can_reload = version.reloads_primary_conninfo() && cluster.ours.is_standby;
+    let live = match cluster.db.take() {
+        Some(db) if can_reload => Some(db),
+        _ => {
+            context.progress.step("stopping the server");
+            service::stop(instance)?;
+            None
+        }
+    };
+    let settings = standby::settings(instance, &there.target, Some(slot), version)?;
+    standby::write_settings(&cluster.data, &settings, version, &[])?;
+    match live {
+        Some(mut db) => {
+            context.progress.step("reloading the standby's settings");
+            let before: Option<i32> = db
+                .rows("SELECT pid FROM pg_stat_wal_receiver", &[])?
+                .first()
+                .and_then(|row| row.get(0));
+            db.rows("SELECT pg_reload_conf()", &[])?;
+            wait_for_new_receiver(context, &mut db, before)?;
+            Ok(db)
+        }
+        None => {
+            context.progress.step("starting the server as a standby");
+            standby::start_and_connect(context)
+        }
+    }
+}
+
+/// After a reload the old WAL receiver may be seen streaming for a moment yet.
+fn wait_for_new_receiver(context: Context, db: &mut Db, before: Option<i32>) -> Result<()> {
+    let limit = context.instance.stream_timeout;
+    let changed = process::wait_for(limit, || {
+        let rows = db.rows("SELECT pid FROM pg_stat_wal_receiver", &[])?;
+        let now: Option<i32> = rows.first().and_then(|row| row.get(0));
+        Ok((now.is_some() && now != before).then_some(()))
+    })?;
+    changed.ok_or_else(|| Error::NotStreaming { limit, log: service::log_tail(context.instance) })
+}
+
+fn full(
+    context: Context,
+    there: &mut There,
+    cluster: Option<Cluster>,
+    plan: &Plan,
+    layout: &copy::Layout,
+    slot: &str,
+    options: &Options,
+) -> Result<(Db, copy::Outcome)> {
+    let instance = context.instance;
+    copy::tidy(context, &layout.data)?;
+    let was_running = instance.running().is_some();
+    // Our own connection would outlive nothing: the server stops now.
+    drop(cluster);
+    if was_running {
+        context.progress.step("stopping the server");
+        service::stop(instance)?;
+    }
+    let sessions = options.ssh_sessions.unwrap_or(instance.ssh_sessions);
+    let outcome = match copy::run(context, there, plan, layout, sessions, slot) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            let intact = matches!(layout.place, copy::Place::Beside(_));
+            if was_running && intact && instance.running().is_none() {
+                context.progress.step("the old cluster is untouched; starting it again");
+                if let Err(again) = service::start(instance) {
+                    context.progress.warn(format!("it did not start: {again}"));
+                }
+            }
+            return Err(error);
+        }
+    };
+    adopt_password(context, &there.target)?;
+    context.progress.step("starting the server as a standby");
+    Ok((standby::start_and_connect(context)?, outcome))
+}
+
+/// The copied cluster has the source's roles: from now on their password is this instance's.
+fn adopt_password(context: Context, target: &Target) -> Result<()> {
+    let instance = context.instance;
+    let Some(password) = &target.password else { return Ok(()) };
+    let known = fs::read_to_string(&instance.password_file).unwrap_or_default();
+    if target.user == instance.user && instance.password_file.exists() && known.trim_end() != password.expose() {
+        context.progress.step(format!("{} now holds the source's password", instance.password_file.display()));
+        durable::write(&instance.password_file, format!("{}\n", password.expose()).as_bytes(), 0o600)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! Ends recovery: this standby becomes a primary on a new timeline, having replayed all that it received.
+//! Never by deleting files: without a new timeline a later divergence could not be seen.
+
+use super::enslave::there;
+use super::fence::Fenced;
+use super::{Context, standby};
+use crate::agent;
+use crate::blurb::Blurb;
+use crate::durable::Lock;
+use crate::error::{Error, Result};
+use crate::instance::Instance;
+use crate::postgres::recovery::last_setting;
+use crate::postgres::wal::{Lsn, Timeline, parse_segment_name};
+use crate::process;
+use crate::sql::{Db, Target};
+use crate::ssh::{self, Ssh};
+use serde::Serialize;
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// What the operator asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// This instance's name, when there may be two primaries.
+    pub confirm: Option<String>,
+    /// The old primary, to be stopped first.
+    pub fence: Option<Blurb>,
+    /// The host key of the old primary to accept.
+    pub host_key: Option<String>,
+    /// Limit for the end of recovery.
+    pub timeout: Duration,
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// This instance.
+    pub instance: String,
+    /// It was a primary already.
+    pub already: bool,
+    /// The timeline it writes on now.
+    pub timeline: Timeline,
+    /// The last position it replayed as a standby.
+    pub last_lsn: Option<Lsn>,
+    /// Age in seconds of the last commit it replayed as a standby.
+    pub last_commit_age: Option<f64>,
+    /// What became of the old primary: "fenced", "unreachable", "running", "none".
+    pub old_primary: &'static str,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+    /// Seconds from start to writable.
+    pub seconds: f64,
+}
+
+enum OldPrimary {
+    /// None is configured, or it is a standby now.
+    None,
+    /// It does not answer.
+    Unreachable(String),
+    /// It answers and writes: where.
+    Writable(String),
+}
+
+/// Runs the whole of it.
+pub fn run(context: Context, options: &Options) -> Result<Report> {
+    let begin = Instant::now();
+    let instance = context.instance;
+    let progress = context.progress;
+    instance.check_account()?;
+    let _lock = Lock::take(&instance.state_directory.join("lock"), "promote")?;
+    if instance.running().is_none() {
+        return Err(Error::ServerDown { instance: instance.name.clone() });
+    }
+    let mut db = Db::connect(&Target::local(instance)?)?;
+    if !db.in_recovery()? {
+        return Ok(Report {
+            instance: instance.name.clone(),
+            already: true,
+            timeline: timeline(&mut db, instance)?,
+            last_lsn: None,
+            last_commit_age: None,
+            old_primary: "none",
+            warnings: warnings(&mut db)?,
+            seconds: begin.elapsed().as_secs_f64(),
+        });
+    }
+
+    let old_primary = match &options.fence {
+        Some(blurb) => {
+            fence(context, &mut db, blurb, options)?;
+            "fenced"
+        }
+        None => match ask_old_primary(context, &mut db)? {
+            OldPrimary::None => "none",
+            OldPrimary::Unreachable(why) => {
+                progress.step(format!("the old primary does not answer ({why}): promoting"));
+                "unreachable"
+            }
+            OldPrimary::Writable(at) if options.confirm.as_deref() == Some(&instance.name) => {
+                progress.warn(format!("the old primary at {at} is still writable: there will be two primaries"));
+                "running"
+            }
+            OldPrimary::Writable(at) => {
+                return Err(Error::TwoPrimaries { instance: instance.name.clone(), old: at });
+            }
+        },
+    };
+
+    let last_commit_age: Option<f64> =
+        db.value("SELECT extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8", &[])?;
+    progress.step("ending recovery");
+    let last_lsn = end_recovery(context, &mut db, options.timeout)?;
+    let timeline = timeline(&mut db, instance)?;
+    let warnings = warnings(&mut db)?;
+    Ok(Report {
+        instance: instance.name.clone(),
+        already: false,
+        timeline,
+        last_lsn,
+        last_commit_age,
+        old_primary,
+        warnings,
+        seconds: begin.elapsed().as_secs_f64(),
+    })
+}
+
+/// Asks the primary that this standby follows whether it still writes. Its silence is an answer too, and
+/// a quick one: at three in the morning nobody waits for a dead machine.
+fn ask_old_primary(context: Context, db: &mut Db) -> Result<OldPrimary> {
+    let instance = context.instance;
+    let Some(conninfo) = standby::primary_conninfo(db, &instance.data_directory()?)? else {
+        return Ok(OldPrimary::None);
+    };
+    let Some(target) = standby::primary_target(instance, &conninfo, "the old primary")? else {
+        return Ok(OldPrimary::None);
+    };
+    let at = format!("{}:{}", target.host, target.port);
+    match Db::connect(&target).and_then(|mut old| old.in_recovery()) {
+        Ok(true) => Ok(OldPrimary::None),
+        Ok(false) => Ok(OldPrimary::Writable(at)),
+        // It lives, but does not let us ask. As long as it feeds us it is taken for what it was.
+        Err(Error::SqlPassword { .. } | Error::SqlRefused { .. }) if standby::is_streaming(db)? => {
+            Ok(OldPrimary::Writable(at))
+        }
+        Err(error) => Ok(OldPrimary::Unreachable(error.to_string())),
+    }
+}
+
+/// Stops the old primary and lets this standby receive the last of its WAL. When that does not come, the
+/// old primary is started again and nothing has changed.
+fn fence(context: Context, db: &mut Db, blurb: &Blurb, options: &Options) -> Result<()> {
+    let instance = context.instance;
+    let progress = context.progress;
+    let name = blurb.name.clone().unwrap_or_else(|| "the old primary".into());
+    let ssh = there::connect_ssh(context, blurb, options.host_key.clone())?;
+    let agent = agent::ensure(&ssh, progress)?;
+    progress.step(format!("stopping {name}"));
+    let control = instance.control()?.ok_or(Error::NoCluster { path: instance.data_directory()? })?;
+    let expected = control.system_id;
+    let answer = ssh::run(&ssh, &format!("{agent} --json fence --system-id {expected}"), b"")?;
+    // A login profile may print before it: the answer is the last line.
+    let line = answer.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    let fenced: Fenced = serde_json::from_slice(line).map_err(|e| Error::SourceFailed {
+        host: blurb.ssh.host.clone(),
+        why: format!("its answer to the fence is not understood: {e}"),
+    })?;
+    let outcome = after_fence(db, &fenced, options.timeout);
+    if outcome.is_err() && fenced.was_running {
+        unfence(context, &ssh, &agent, &name);
+    }
+    outcome?;
+    progress.step(format!(
+        "{name} is stopped; its last checkpoint at {} was received by {}",
+        fenced.checkpoint, instance.name
+    ));
+    Ok(())
+}
+
+fn after_fence(db: &mut Db, fenced: &Fenced, limit: Duration) -> Result<()> {
+    let arrived = process::wait_for(limit, || {
+        let (received, replayed) = standby::positions(db)?;
+        // Received up to is the end of a record: past the beginning of the last one is all of it.
+        Ok((received.max(replayed) > Some(fenced.checkpoint)).then_some(()))
+    })?;
+    arrived.ok_or_else(|| Error::LastWalMissing { checkpoint: fenced.checkpoint.to_string(), limit })
+}
+
+fn unfence(context: Context, ssh: &Ssh, agent: &str, name: &str) {
+    context.progress.step(format!("starting {name} again"));
+    if let Err(error) = ssh::run(ssh, &format!("{agent} --json fence --undo"), b"") {
+        context.progress.warn(format!("{name} could not be started again: {error}"));
+    }
+}
+
+/// Ends recovery and waits until the server writes; gives the last position it replayed.
+fn end_recovery(context: Context, db: &mut Db, limit: Duration) -> Result<Option<Lsn>> {
+    let instance = context.instance;
+    let version = db.version;
+    let data = instance.data_directory()?;
+    let paused = version.sql_is_wal_replay_paused();
+    if db.value::<bool>(&format!("SELECT {paused}"), &[])? {
+        context.progress.step("replay was paused; it goes on");
+        db.rows(&format!("SELECT {}::text", version.sql_wal_replay_resume()), &[])?;
+    }
+    let (received, mut last) = standby::positions(db)?;
+    context.progress.detail(format!("received {received:?}, replayed {last:?}"));
+    if version.has_promote_function() {
+        db.rows("SELECT pg_promote(false)", &[])?;
+    } else if version.has_promote_command() {
+        let mut command = Command::new(instance.program("pg_ctl")?);
+        command.arg("-D").arg(&data).arg("promote");
+        process::run(&mut command, limit + Duration::from_secs(5))?;
+    } else {
+        let text = fs::read_to_string(data.join("recovery.conf")).unwrap_or_default();
+        let trigger = last_setting(&text, "trigger_file").ok_or(Error::NoTriggerFile)?;
+        crate::durable::write(std::path::Path::new(&trigger), b"", 0o600)?;
+    }
+    let replay = format!("SELECT {}::text", version.sql_last_wal_replay_lsn());
+    let done = process::wait_for(limit, || {
+        last = db.lsn(&replay)?.or(last);
+        Ok((!db.in_recovery()?).then_some(()))
+    })?;
+    match done {
+        Some(()) => Ok(db.lsn(&replay)?.or(last)),
+        None => Err(Error::PromotionTooSlow { limit }),
+    }
+}
+
+/// The timeline that a primary writes on; the control file names it only after the next checkpoint.
+pub fn timeline(db: &mut Db, instance: &Instance) -> Result<Timeline> {
+    let version = db.version;
+    let sql = format!("SELECT {}({})", version.sql_walfile_name(), version.sql_current_wal_lsn());
+    let name: String = db.value(&sql, &[])?;
+    let size = instance.control()?.map_or(16 << 20, |control| control.wal_segment_size);
+    Ok(parse_segment_name(&name, size).map_or(Timeline(0), |(timeline, _)| timeline))
+}
+
+fn warnings(db: &mut Db) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    let names = db.setting("synchronous_standby_names")?.unwrap_or_default();
+    if !names.trim().is_empty() {
+        let attached: i64 = if db.version.has_replication_view() {
+            db.value("SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')", &[])?
+        } else {
+            0
+        };
+        if attached == 0 {
+            warnings.push(format!(
+                "synchronous_standby_names is {names:?} and no such standby is attached: commits will wait for \
+                 one; attach it, or run ALTER SYSTEM SET synchronous_standby_names = '' and SELECT pg_reload_conf()"
+            ));
+        }
+    }
+    Ok(warnings)
+}

@@ -1,0 +1,245 @@
+//! Owns what makes a cluster a standby and what tells that it is a good one: settings, passfile, slot,
+//! streaming, lag.
+
+use super::Context;
+use crate::blurb::Secret;
+use crate::durable::{self, Context as _};
+use crate::error::{Error, Result};
+use crate::instance::Instance;
+use crate::postgres::recovery::{Conninfo, StandbySettings};
+use crate::postgres::version::PgVersion;
+use crate::postgres::wal::Lsn;
+use crate::process;
+use crate::service;
+use crate::sql::{Db, Target};
+use serde::Serialize;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+/// The settings of a standby of `target`, and its passfile written: the password stands in nothing but
+/// that file.
+pub fn settings(instance: &Instance, target: &Target, slot: Option<&str>, version: PgVersion) -> Result<StandbySettings> {
+    let mut conninfo = Conninfo::new();
+    conninfo.set("host", &target.host).set("port", &target.port.to_string()).set("user", &target.user);
+    conninfo.set("application_name", &instance.name);
+    if let Some(password) = &target.password {
+        write_passfile(instance, target, password)?;
+        if version.passfile_in_conninfo() {
+            conninfo.set("passfile", &instance.passfile().display().to_string());
+        } else {
+            // Before 10 libpq reads a password file only from the server's environment; the recipe's
+            // recovery.conf is 0600 and lies in PGDATA, the one other place there is.
+            conninfo.set("password", password.expose());
+        }
+    }
+    Ok(StandbySettings { primary_conninfo: conninfo.to_conninfo(), primary_slot_name: slot.map(str::to_owned) })
+}
+
+/// libpq's format: host:port:database:user:password, with `\` and `:` escaped. A replication connection
+/// is looked up under the database name "replication".
+fn write_passfile(instance: &Instance, target: &Target, password: &Secret) -> Result<()> {
+    let escape = |text: &str| text.replace('\\', r"\\").replace(':', r"\:");
+    durable::create_private_directory(&instance.state_directory)?;
+    let line = format!(
+        "{}:{}:*:{}:{}\n",
+        escape(&target.host),
+        target.port,
+        escape(&target.user),
+        escape(password.expose())
+    );
+    durable::write(&instance.passfile(), line.as_bytes(), 0o600)
+}
+
+/// Writes the settings into a data directory so that the server starts as a standby.
+pub fn write_settings(
+    data: &Path,
+    settings: &StandbySettings,
+    version: PgVersion,
+    own: &[(&str, Option<&str>)],
+) -> Result<()> {
+    let auto_conf = data.join("postgresql.auto.conf");
+    let existing = match fs::read_to_string(&auto_conf) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(e) => return Err(e).on("read", &auto_conf),
+    };
+    let with_own = crate::postgres::recovery::auto_conf_with(&existing, own);
+    if version.uses_recovery_conf() {
+        if with_own != existing {
+            durable::write(&auto_conf, with_own.as_bytes(), 0o600)?;
+        }
+        return durable::write(&data.join("recovery.conf"), settings.recovery_conf().as_bytes(), 0o600);
+    }
+    durable::write(&auto_conf, settings.auto_conf(&with_own).as_bytes(), 0o600)?;
+    let recovery_conf = data.join("recovery.conf");
+    if recovery_conf.exists() {
+        // From 12 on a server does not start while this file exists.
+        fs::remove_file(&recovery_conf).on("remove", &recovery_conf)?;
+    }
+    durable::write(&data.join("standby.signal"), b"", 0o600)
+}
+
+/// Starts the server and waits until it accepts connections.
+pub fn start_and_connect(context: Context) -> Result<Db> {
+    let instance = context.instance;
+    service::start(instance)?;
+    connect_when_ready(context, instance.start_timeout)
+}
+
+/// Waits until the server accepts connections; an error as soon as it has gone away.
+pub fn connect_when_ready(context: Context, limit: Duration) -> Result<Db> {
+    let instance = context.instance;
+    let mut last = None;
+    let mut absent = 0;
+    let connected = process::wait_for(limit, || {
+        // supervisor restarts a server that dies: look more than once.
+        absent = if instance.running().is_some() { 0 } else { absent + 1 };
+        if absent > 15 {
+            return Err(Error::ServerGone {
+                data: instance.data_directory()?,
+                log: service::log_tail(instance),
+            });
+        }
+        match Db::connect(&Target::local(instance)?) {
+            Ok(db) => Ok(Some(db)),
+            Err(error @ (Error::SqlPassword { .. } | Error::SqlRefused { .. })) => Err(error),
+            Err(error) => {
+                last = Some(error.to_string());
+                Ok(None)
+            }
+        }
+    })?;
+    connected.ok_or_else(|| Error::ServerNotReady {
+        limit,
+        why: last.unwrap_or_else(|| "it was not asked".into()),
+        log: service::log_tail(instance),
+    })
+}
+
+/// Whether this standby receives WAL now.
+pub fn is_streaming(db: &mut Db) -> Result<bool> {
+    if db.version.has_wal_receiver_view() {
+        let rows = db.rows("SELECT status FROM pg_stat_wal_receiver", &[])?;
+        return Ok(rows.first().and_then(|row| row.get::<_, Option<String>>(0)).as_deref() == Some("streaming"));
+    }
+    // Before 9.6 there is no view of it: received WAL ahead of the replay start is the sign.
+    let received = db.lsn(&format!("SELECT {}::text", db.version.sql_last_wal_receive_lsn()))?;
+    Ok(received.is_some())
+}
+
+/// Waits until this standby streams.
+pub fn wait_until_streaming(context: Context, db: &mut Db) -> Result<()> {
+    let limit = context.instance.stream_timeout;
+    match process::wait_for(limit, || Ok(is_streaming(db)?.then_some(())))? {
+        Some(()) => Ok(()),
+        None => Err(Error::NotStreaming { limit, log: service::log_tail(context.instance) }),
+    }
+}
+
+/// How far a standby is behind.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Lag {
+    /// WAL bytes that the primary has written and this standby has not replayed.
+    pub bytes: Option<u64>,
+    /// Age in seconds of the last replayed commit; zero when nothing is left to replay, however long ago
+    /// the primary was last written to.
+    pub seconds: Option<f64>,
+}
+
+/// The positions of a standby.
+pub fn positions(db: &mut Db) -> Result<(Option<Lsn>, Option<Lsn>)> {
+    let version = db.version;
+    let received = db.lsn(&format!("SELECT {}::text", version.sql_last_wal_receive_lsn()))?;
+    let replayed = db.lsn(&format!("SELECT {}::text", version.sql_last_wal_replay_lsn()))?;
+    Ok((received, replayed))
+}
+
+/// The lag of the standby `db` behind a primary that ends at `primary_end` (when it could be asked).
+pub fn lag(db: &mut Db, primary_end: Option<Lsn>) -> Result<Lag> {
+    let (received, replayed) = positions(db)?;
+    // Without the primary's word, what was received is all that is known to exist.
+    let Some(end) = primary_end.or(received) else { return Ok(Lag::default()) };
+    let behind = replayed.map(|replayed| end.0.saturating_sub(replayed.0));
+    let seconds: Option<f64> = db.value(
+        "SELECT extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8",
+        &[],
+    )?;
+    let seconds = match behind {
+        Some(0) => Some(0.0),
+        _ => seconds.map(|s| s.max(0.0)),
+    };
+    Ok(Lag { bytes: behind, seconds })
+}
+
+/// The primary that a standby is set up to follow.
+pub fn primary_conninfo(db: &mut Db, data: &Path) -> Result<Option<Conninfo>> {
+    let text = if db.version.shows_recovery_settings() {
+        db.setting("primary_conninfo")?
+    } else {
+        let text = fs::read_to_string(data.join("recovery.conf")).unwrap_or_default();
+        crate::postgres::recovery::last_setting(&text, "primary_conninfo")
+    };
+    text.filter(|t| !t.trim().is_empty()).map(|t| Conninfo::parse(&t)).transpose()
+}
+
+/// The SQL address of the primary that a standby follows.
+pub fn primary_target(instance: &Instance, conninfo: &Conninfo, label: &str) -> Result<Option<Target>> {
+    let Some(host) = conninfo.get("host") else { return Ok(None) };
+    let password = match conninfo.get("password") {
+        Some(password) => Some(Secret::new(password)),
+        None => password_from_passfile(instance, host).map_or_else(|| instance.password(), |p| Ok(Some(p)))?,
+    };
+    Ok(Some(Target {
+        label: label.to_owned(),
+        host: host.to_owned(),
+        port: conninfo.get("port").and_then(|p| p.parse().ok()).unwrap_or(5432),
+        user: conninfo.get("user").unwrap_or(&instance.user).to_owned(),
+        password,
+        database: "postgres".into(),
+        timeout: instance.connect_timeout.min(Duration::from_secs(3)),
+    }))
+}
+
+/// The password in our own passfile, which has one line.
+fn password_from_passfile(instance: &Instance, host: &str) -> Option<Secret> {
+    let text = fs::read_to_string(instance.passfile()).ok()?;
+    let line = text.lines().next()?;
+    let (mut fields, mut escaped) = (vec![String::new()], false);
+    for c in line.chars() {
+        match c {
+            '\\' if !escaped => escaped = true,
+            ':' if !escaped => fields.push(String::new()),
+            c => {
+                escaped = false;
+                fields.last_mut()?.push(c);
+            }
+        }
+    }
+    match fields.as_slice() {
+        [of, _, _, _, password] if of == host => Some(Secret::new(password.clone())),
+        _ => None,
+    }
+}
+
+/// Drops a slot if it is there and nobody uses it; true when it did.
+pub fn drop_slot(db: &mut Db, slot: &str) -> Result<bool> {
+    let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+               WHERE slot_name = $1 AND NOT active";
+    Ok(!db.rows(sql, &[&slot])?.is_empty())
+}
+
+/// Drops a slot that this very session holds (a temporary one is active as long as it exists).
+pub fn drop_slot_in_session(db: &mut Db, slot: &str) -> Result<()> {
+    db.rows("SELECT pg_drop_replication_slot($1)", &[&slot]).map(drop)
+}
+
+/// Creates our permanent slot, reserving WAL at once where the version can.
+pub fn create_slot(db: &mut Db, slot: &str) -> Result<()> {
+    let sql = if db.version.reserves_slot_at_once() {
+        "SELECT pg_create_physical_replication_slot($1, true)::text"
+    } else {
+        "SELECT pg_create_physical_replication_slot($1)::text"
+    };
+    db.rows(sql, &[&slot]).map(drop)
+}
