@@ -43,16 +43,18 @@ pub fn ensure(remote: &dyn Remote, progress: &Progress) -> Result<String> {
         return Ok(shell_word(path));
     }
     let archive = pack(&binary).on("read", Path::new(MYSELF))?;
-    progress.step(format!("uploading the agent to {} ({})", remote.label(), bytes_text(archive.len() as u64)));
+    progress.step(format!(
+        "uploading the agent to {} ({})",
+        remote.label(),
+        bytes_text(archive.len() as u64)
+    ));
     let unpack = format!(
         "set -e; umask 077; f=\"{cached}\"; d=\"${{f%/*}}\"; mkdir -p \"$d\"; t=$(mktemp -d \"$d/up.XXXXXX\"); \
          trap 'rm -rf \"$t\"' EXIT; tar -xzf - -C \"$t\"; mv -f \"$t/agent\" \"$f\"; \
          \"$f\" --version >/dev/null; printf 'pgmahout-found %s\\n' \"$f\""
     );
-    let answer = ssh::run(remote, &unpack, &archive).map_err(|e| Error::AgentUpload {
-        host: remote.label().to_owned(),
-        why: e.to_string(),
-    })?;
+    let answer = ssh::run(remote, &unpack, &archive)
+        .map_err(|e| Error::AgentUpload { host: remote.label().to_owned(), why: e.to_string() })?;
     let answer = String::from_utf8_lossy(&answer).into_owned();
     match answer.lines().rev().find_map(|l| l.strip_prefix("pgmahout-found ")) {
         Some(path) => Ok(shell_word(path)),

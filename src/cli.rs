@@ -158,11 +158,14 @@ enum PlanArg {
 /// be two primaries: then this instance's name is asked for (or --confirm gives it), and --fence stops the
 /// old primary first, so that no commit is lost. When the old primary is unreachable it promotes at once.
 #[derive(Args, Debug)]
-#[command(visible_alias = "unfollow", after_help = "\
+#[command(
+    visible_alias = "unfollow",
+    after_help = "\
 Examples:
   pgmahout promote
   dotcloud info db.0 | dotcloud run db.1 pgmahout promote --fence     stop db.0 first, lose nothing
-  pgmahout promote --confirm db.1                                     although db.0 is still writable")]
+  pgmahout promote --confirm db.1                                     although db.0 is still writable"
+)]
 struct PromoteArgs {
     /// Name of this instance: promote although the old primary is still writable
     #[arg(long, value_name = "INSTANCE")]
@@ -263,16 +266,28 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Promote(args) => run_promote(context, args, json),
         Command::Wait(args) => {
             let report = wait::run(context, Duration::from_secs(args.timeout))?;
-            if json { answer(&report) } else { say(&wait_text(&report)) }
+            if json {
+                answer(&report)
+            } else {
+                say(&wait_text(&report))
+            }
             Ok(())
         }
         Command::Info => {
             let report = info::run(context)?;
-            if json { answer(&report) } else { say(info_text(&report).trim_end()) }
+            if json {
+                answer(&report)
+            } else {
+                say(info_text(&report).trim_end())
+            }
             Ok(())
         }
         Command::Config => {
-            if json { answer(&instance.resolved()) } else { say(config_text(&instance).trim_end()) }
+            if json {
+                answer(&instance.resolved())
+            } else {
+                say(config_text(&instance).trim_end())
+            }
             Ok(())
         }
         Command::Fence { undo: true, .. } => {
@@ -350,7 +365,11 @@ fn run_enslave(context: Context, args: EnslaveArgs, json: bool) -> Result<()> {
         ssh_sessions: args.ssh_sessions.map(usize::from),
     };
     let report = enslave::run(context, &blurb, &options)?;
-    if json { answer(&report) } else { say(&enslave_text(&report)) }
+    if json {
+        answer(&report)
+    } else {
+        say(&enslave_text(&report))
+    }
     Ok(())
 }
 
@@ -370,9 +389,8 @@ fn enslave_text(report: &enslave::Report) -> String {
             Action::Repoint => "would repoint, no data moved".to_owned(),
             Action::Full => format!("would copy {}", bytes_text(report.bytes_planned.unwrap_or(0))),
         };
-        let confirm = report.plan.loses.as_ref().map(|loses| {
-            format!("\nneeds --confirm {instance}: it holds {loses}")
-        });
+        let confirm =
+            report.plan.loses.as_ref().map(|loses| format!("\nneeds --confirm {instance}: it holds {loses}"));
         return format!("{instance} {what}; {fate}{}", confirm.unwrap_or_default());
     }
     let how = match &report.copied {
@@ -422,7 +440,11 @@ fn run_promote(context: Context, args: PromoteArgs, json: bool) -> Result<()> {
     for warning in &report.warnings {
         context.progress.warn(warning);
     }
-    if json { answer(&report) } else { say(&promote_text(&report)) }
+    if json {
+        answer(&report)
+    } else {
+        say(&promote_text(&report))
+    }
     Ok(())
 }
 
@@ -499,7 +521,8 @@ fn info_text(report: &info::Report) -> String {
     }
     for s in &report.slots {
         let active = if s.active { "active" } else { "inactive" };
-        let kept = s.retained_bytes.map(|b| format!(", retains {}", bytes_text(b as u64))).unwrap_or_default();
+        let kept =
+            s.retained_bytes.map(|b| format!(", retains {}", bytes_text(b as u64))).unwrap_or_default();
         let status = s.wal_status.as_ref().map(|w| format!(", {w}")).unwrap_or_default();
         line("slot", Some(format!("{}, {active}{kept}{status}", s.name)));
     }
@@ -517,9 +540,9 @@ fn man(directory: Option<PathBuf>) -> Result<()> {
     let on = |path: PathBuf| move |source| Error::File { action: "write", path: path.clone(), source };
     match directory {
         Some(directory) => clap_mangen::generate_to(Cli::command(), &directory).map_err(on(directory)),
-        None => clap_mangen::Man::new(Cli::command())
-            .render(&mut std::io::stdout())
-            .map_err(on("stdout".into())),
+        None => {
+            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()).map_err(on("stdout".into()))
+        }
     }
 }
 

@@ -472,7 +472,9 @@ impl Error {
                 format!("PostgreSQL of {at} lets no replication connection of {user} in from here"),
                 "add a line \"host replication <user> <this host> scram-sha-256\" to its pg_hba.conf and reload it",
             ),
-            Error::Sql { label, why } => (Failed, format!("{label} answered an SQL statement with: {why}"), ""),
+            Error::Sql { label, why } => {
+                (Failed, format!("{label} answered an SQL statement with: {why}"), "")
+            }
             Error::NotSuperuser { user, at } => (
                 Failed,
                 format!("{user} is no superuser of {at}"),
@@ -504,9 +506,11 @@ impl Error {
                 format!("the SSH connection to {host} broke: {why}"),
                 "run the same command again",
             ),
-            Error::RemoteCommand { host, status, said } => {
-                (Failed, format!("a command on {host} failed (exit status {status}): {}", printable(said)), "")
-            }
+            Error::RemoteCommand { host, status, said } => (
+                Failed,
+                format!("a command on {host} failed (exit status {status}): {}", printable(said)),
+                "",
+            ),
             Error::NoSource { host, said } => {
                 (Failed, format!("the agent on {host} did not start: {}", printable(said)), "")
             }
@@ -532,11 +536,9 @@ impl Error {
                 ),
                 "the blurb mixes the ports of two instances; take it from one: dotcloud info db.0",
             ),
-            Error::SourceIsTarget { instance } => (
-                Usage,
-                format!("the source is {instance} itself"),
-                "give the blurb of another instance",
-            ),
+            Error::SourceIsTarget { instance } => {
+                (Usage, format!("the source is {instance} itself"), "give the blurb of another instance")
+            }
             Error::SourceIsOurStandby { source, instance } => (
                 Usage,
                 format!("{source} is a standby of {instance}"),
@@ -582,12 +584,7 @@ impl Error {
             ),
             Error::NoSpace { path, needed, available } => (
                 Failed,
-                format!(
-                    "{} needs {} and has {}",
-                    path.display(),
-                    megabytes(*needed),
-                    megabytes(*available)
-                ),
+                format!("{} needs {} and has {}", path.display(), megabytes(*needed), megabytes(*available)),
                 "make room, or use a larger disk",
             ),
             Error::MountPoint { path } => (
@@ -631,12 +628,16 @@ impl Error {
             // ---- promote, wait
             Error::TwoPrimaries { old, .. } => (
                 Refused,
-                format!("the old primary at {old} still answers and is writable: there would be two primaries"),
+                format!(
+                    "the old primary at {old} still answers and is writable: there would be two primaries"
+                ),
                 "",
             ),
-            Error::NotAPrimary { instance } => {
-                (Failed, format!("{instance} is a standby, not a primary"), "give the blurb of the old primary")
-            }
+            Error::NotAPrimary { instance } => (
+                Failed,
+                format!("{instance} is a standby, not a primary"),
+                "give the blurb of the old primary",
+            ),
             Error::FencedAnother { instance, theirs, expected } => (
                 Usage,
                 format!(
@@ -656,7 +657,8 @@ impl Error {
             ),
             Error::NoTriggerFile => (
                 Failed,
-                "recovery.conf names no trigger_file, and PostgreSQL 9.0 is promoted by nothing else".to_owned(),
+                "recovery.conf names no trigger_file, and PostgreSQL 9.0 is promoted by nothing else"
+                    .to_owned(),
                 "add trigger_file = '/path' to recovery.conf and restart the standby",
             ),
             Error::PromotionTooSlow { limit } => (
@@ -682,7 +684,9 @@ impl Error {
         };
         let hint = match self {
             Error::NeedsConfirmation { instance, .. } => {
-                format!("to lose it on purpose, add --confirm {instance}; the old cluster is moved aside and kept")
+                format!(
+                    "to lose it on purpose, add --confirm {instance}; the old cluster is moved aside and kept"
+                )
             }
             Error::TwoPrimaries { instance, .. } => format!(
                 "stop it first: --fence with its blurb on stdin; or promote all the same with --confirm {instance}"

@@ -4,10 +4,10 @@
 use crate::blurb::Secret;
 use crate::durable::Context;
 use crate::error::{Error, Result};
+use crate::layout::{self, Debian, Running, Service};
 use crate::postgres::control::ControlFile;
 use crate::postgres::version::PgVersion;
 use crate::process;
-use crate::layout::{self, Debian, Running, Service};
 use crate::settings::{Found, Origin, Settings};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -126,8 +126,8 @@ impl Instance {
         let dotcloud_variable = |name: &str| environment.get(name).cloned();
         let mut r = Resolver { settings, resolved: Vec::new() };
 
-        let app = r
-            .find("app", || dotcloud_variable("DOTCLOUD_PROJECT").and_then(|v| dotcloud(v, "environment")));
+        let app =
+            r.find("app", || dotcloud_variable("DOTCLOUD_PROJECT").and_then(|v| dotcloud(v, "environment")));
 
         // PGDATA first: most of the rest hangs on it.
         let home_data = home.join("data");
@@ -224,9 +224,8 @@ impl Instance {
         })?;
         let mapping = r.find("tablespace_mapping", || None);
         let state_directory = r.path("state_directory", || default("~/.pgmahout")).expect("has a default");
-        let seconds = |r: &mut Resolver, name, value: u64| {
-            r.number(name, || default(value)).map(Duration::from_secs)
-        };
+        let seconds =
+            |r: &mut Resolver, name, value: u64| r.number(name, || default(value)).map(Duration::from_secs);
         let connect_timeout = seconds(&mut r, "connect_timeout", 10)?;
         let stop_timeout = seconds(&mut r, "stop_timeout", 300)?;
         let start_timeout = seconds(&mut r, "start_timeout", 300)?;
@@ -270,8 +269,10 @@ impl Instance {
     /// PGDATA with symbolic links resolved, so that it is the directory itself that gets exchanged.
     pub fn data_directory(&self) -> Result<PathBuf> {
         let path = self.data_directory.clone().ok_or_else(|| {
-            let candidates: Vec<_> =
-                layout::detect_data_directories().into_iter().map(|(path, _)| path.display().to_string()).collect();
+            let candidates: Vec<_> = layout::detect_data_directories()
+                .into_iter()
+                .map(|(path, _)| path.display().to_string())
+                .collect();
             Error::NoDataDirectory { candidates: candidates.join(", ") }
         })?;
         Ok(path.canonicalize().unwrap_or(path))
@@ -378,7 +379,6 @@ impl Instance {
         }
         Ok(())
     }
-
 }
 
 fn find_service(r: &mut Resolver, home: &Path, debian: Option<&Debian>) -> Result<Service> {

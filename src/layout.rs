@@ -131,6 +131,7 @@ pub fn read_environment(home: &Path) -> BTreeMap<String, String> {
     BTreeMap::new()
 }
 
+/// The server that runs on this data directory, if one does.
 pub fn read_running(data_directory: &Path) -> Option<Running> {
     let text = fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
     let running = parse_postmaster_pid(&text)?;
@@ -187,6 +188,7 @@ pub fn detect_data_directories() -> Vec<(PathBuf, String)> {
     found
 }
 
+/// Where PostgreSQL's programs are: those of the running server, of the data directory's version, in PATH.
 pub fn detect_bin_directory(data: Option<&Path>, running: Option<&Running>) -> Option<Found> {
     if let Some(running) = running
         && let Ok(program) = fs::read_link(format!("/proc/{}/exe", running.pid))
@@ -217,6 +219,7 @@ pub fn detect_bin_directory(data: Option<&Path>, running: Option<&Running>) -> O
     }
 }
 
+/// The port that the configuration in a data directory names.
 pub fn configured_port(data: &Path) -> Option<u16> {
     let read = |name: &str| {
         let text = fs::read_to_string(data.join(name)).ok()?;
@@ -224,7 +227,6 @@ pub fn configured_port(data: &Path) -> Option<u16> {
     };
     read("postgresql.auto.conf").or_else(|| read("postgresql.conf"))
 }
-
 
 fn detected(value: impl ToString, how: &str) -> Option<Found> {
     Some(Found { value: value.to_string(), origin: Origin::Detected(how.into()) })

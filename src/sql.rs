@@ -107,8 +107,7 @@ impl Db {
             Err(_) => return Err(Error::SqlSilent { at: target.at(), limit: target.timeout }),
         };
         let client = outcome.map_err(|e| connection_error(target, &e))?;
-        let mut db =
-            Db { client, label: target.label.clone(), version: PgVersion::from_num(0) };
+        let mut db = Db { client, label: target.label.clone(), version: PgVersion::from_num(0) };
         let number: String = db.value("SELECT current_setting('server_version_num')", &[])?;
         db.version = PgVersion::from_num(number.parse().unwrap_or(0));
         db.run("SET statement_timeout = '60s'")?;
@@ -260,9 +259,8 @@ fn speak<S: Read + Write>(target: &Target, mut stream: S) -> Result<(String, Tim
     let unreachable = |e: std::io::Error| Error::SqlUnreachable { at: target.at(), why: e.to_string() };
     let odd = |what: &str| Error::SqlRefused { at: target.at(), why: format!("it answered {what}") };
     let password = target.password.as_ref().map(|p| p.expose().as_bytes().to_vec());
-    let password = || {
-        password.clone().ok_or_else(|| Error::SqlPassword { at: target.at(), user: target.user.clone() })
-    };
+    let password =
+        || password.clone().ok_or_else(|| Error::SqlPassword { at: target.at(), user: target.user.clone() });
     let mut out = bytes::BytesMut::new();
     let parameters =
         [("user", target.user.as_str()), ("replication", "true"), ("application_name", "pgmahout")];

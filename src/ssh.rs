@@ -157,7 +157,11 @@ impl Ssh {
 
 fn label(endpoint: &SshEndpoint) -> String {
     let host = &endpoint.host;
-    if host.contains(':') { format!("[{host}]:{}", endpoint.port) } else { format!("{host}:{}", endpoint.port) }
+    if host.contains(':') {
+        format!("[{host}]:{}", endpoint.port)
+    } else {
+        format!("{host}:{}", endpoint.port)
+    }
 }
 
 fn connect_tcp(endpoint: &SshEndpoint, label: &str, timeout: Duration) -> Result<TcpStream> {
@@ -212,14 +216,21 @@ impl KnownKeys {
         Ok(keys)
     }
 
-    fn check(&self, session: &Session, endpoint: &SshEndpoint, key: &[u8], only: &str) -> Result<CheckResult> {
+    fn check(
+        &self,
+        session: &Session,
+        endpoint: &SshEndpoint,
+        key: &[u8],
+        only: &str,
+    ) -> Result<CheckResult> {
         let error = |e: ssh2::Error| Error::File {
             action: "understand",
             path: self.path.clone(),
             source: std::io::Error::other(e.message().to_owned()),
         };
         let mut known = session.known_hosts().map_err(error)?;
-        for line in self.lines.iter().filter(|l| l.split_whitespace().nth(1).is_some_and(|t| t.contains(only)))
+        for line in
+            self.lines.iter().filter(|l| l.split_whitespace().nth(1).is_some_and(|t| t.contains(only)))
         {
             // A line it cannot read is a line that OpenSSH would pass over as well.
             let _ = known.read_str(line, KnownHostFileKind::OpenSSH);
@@ -382,8 +393,10 @@ impl Write for SshProcess {
         self.channel.write(bytes)
     }
 
+    // Not `channel.flush()`: libssh2's flush throws away what has *arrived* and was not read yet. A write
+    // goes out at once, so there is nothing to do.
     fn flush(&mut self) -> std::io::Result<()> {
-        self.channel.flush()
+        Ok(())
     }
 }
 
@@ -468,8 +481,12 @@ impl RemoteProcess for LocalProcess {
         let mut stderr = String::new();
         let _ = std::io::copy(self.0.stdout.as_mut().expect("piped"), &mut std::io::sink());
         let _ = self.0.stderr.as_mut().expect("piped").take(64 * 1024).read_to_string(&mut stderr);
-        let status =
-            self.0.wait().map_err(|source| Error::Spawn { program: "sh".into(), source })?.code().unwrap_or(-1);
+        let status = self
+            .0
+            .wait()
+            .map_err(|source| Error::Spawn { program: "sh".into(), source })?
+            .code()
+            .unwrap_or(-1);
         Ok(Ended { status, stderr })
     }
 }

@@ -98,7 +98,8 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
                 "unreachable"
             }
             OldPrimary::Writable(at) if options.confirm.as_deref() == Some(&instance.name) => {
-                progress.warn(format!("the old primary at {at} is still writable: there will be two primaries"));
+                progress
+                    .warn(format!("the old primary at {at} is still writable: there will be two primaries"));
                 "running"
             }
             OldPrimary::Writable(at) => {

@@ -19,7 +19,12 @@ use std::time::Duration;
 
 /// The settings of a standby of `target`, and its passfile written: the password stands in nothing but
 /// that file.
-pub fn settings(instance: &Instance, target: &Target, slot: Option<&str>, version: PgVersion) -> Result<StandbySettings> {
+pub fn settings(
+    instance: &Instance,
+    target: &Target,
+    slot: Option<&str>,
+    version: PgVersion,
+) -> Result<StandbySettings> {
     let mut conninfo = Conninfo::new();
     conninfo.set("host", &target.host).set("port", &target.port.to_string()).set("user", &target.user);
     conninfo.set("application_name", &instance.name);
@@ -33,7 +38,10 @@ pub fn settings(instance: &Instance, target: &Target, slot: Option<&str>, versio
             conninfo.set("password", password.expose());
         }
     }
-    Ok(StandbySettings { primary_conninfo: conninfo.to_conninfo(), primary_slot_name: slot.map(str::to_owned) })
+    Ok(StandbySettings {
+        primary_conninfo: conninfo.to_conninfo(),
+        primary_slot_name: slot.map(str::to_owned),
+    })
 }
 
 /// libpq's format: host:port:database:user:password, with `\` and `:` escaped. A replication connection
@@ -121,7 +129,9 @@ pub fn connect_when_ready(context: Context, limit: Duration) -> Result<Db> {
 pub fn is_streaming(db: &mut Db) -> Result<bool> {
     if db.version.has_wal_receiver_view() {
         let rows = db.rows("SELECT status FROM pg_stat_wal_receiver", &[])?;
-        return Ok(rows.first().and_then(|row| row.get::<_, Option<String>>(0)).as_deref() == Some("streaming"));
+        return Ok(
+            rows.first().and_then(|row| row.get::<_, Option<String>>(0)).as_deref() == Some("streaming")
+        );
     }
     // Before 9.6 there is no view of it: received WAL ahead of the replay start is the sign.
     let received = db.lsn(&format!("SELECT {}::text", db.version.sql_last_wal_receive_lsn()))?;
@@ -161,10 +171,8 @@ pub fn lag(db: &mut Db, primary_end: Option<Lsn>) -> Result<Lag> {
     // Without the primary's word, what was received is all that is known to exist.
     let Some(end) = primary_end.or(received) else { return Ok(Lag::default()) };
     let behind = replayed.map(|replayed| end.0.saturating_sub(replayed.0));
-    let seconds: Option<f64> = db.value(
-        "SELECT extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8",
-        &[],
-    )?;
+    let seconds: Option<f64> =
+        db.value("SELECT extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8", &[])?;
     let seconds = match behind {
         Some(0) => Some(0.0),
         _ => seconds.map(|s| s.max(0.0)),
@@ -188,7 +196,9 @@ pub fn primary_target(instance: &Instance, conninfo: &Conninfo, label: &str) -> 
     let Some(host) = conninfo.get("host") else { return Ok(None) };
     let password = match conninfo.get("password") {
         Some(password) => Some(Secret::new(password)),
-        None => password_from_passfile(instance, host).map_or_else(|| instance.password(), |p| Ok(Some(p)))?,
+        None => {
+            password_from_passfile(instance, host).map_or_else(|| instance.password(), |p| Ok(Some(p)))?
+        }
     };
     Ok(Some(Target {
         label: label.to_owned(),

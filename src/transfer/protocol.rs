@@ -390,8 +390,13 @@ mod tests {
 
     #[test]
     fn entries_and_ranges_come_back() {
-        let entry =
-            Entry { kind: EntryKind::File, root: 16385, mode: 0o600, size: 1 << 33, path: "PG_15/5/x".into() };
+        let entry = Entry {
+            kind: EntryKind::File,
+            root: 16385,
+            mode: 0o600,
+            size: 1 << 33,
+            path: "PG_15/5/x".into(),
+        };
         assert_eq!(Entry::decode(&entry.encode()).unwrap(), entry);
         let range = ReadRange { root: 0, path: "base/1/2".into(), offset: 8192, length: 9 };
         assert_eq!(ReadRange::decode(&range.encode()).unwrap(), range);

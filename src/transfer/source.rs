@@ -126,8 +126,7 @@ impl Source {
             if relative.is_some() {
                 listing.inside.insert(path.clone());
             }
-            let entry =
-                Entry { kind: EntryKind::Tablespace, root: *oid, mode: 0o700, size, path: path_text };
+            let entry = Entry { kind: EntryKind::Tablespace, root: *oid, mode: 0o700, size, path: path_text };
             write_frame(listing.to, Kind::Entry, &entry.encode())?;
         }
         listing.walk(0, &self.data, "", "")?;
@@ -166,8 +165,7 @@ impl Source {
             let wanted = is_segment && name.as_str() >= first || name.ends_with(".history");
             if wanted && let Ok(metadata) = entry.metadata() {
                 let path = format!("{}/{name}", version.wal_directory());
-                let entry =
-                    Entry { kind: EntryKind::File, root: 0, mode: 0o600, size: metadata.len(), path };
+                let entry = Entry { kind: EntryKind::File, root: 0, mode: 0o600, size: metadata.len(), path };
                 write_frame(to, Kind::Entry, &entry.encode())?;
             }
         }

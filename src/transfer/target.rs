@@ -299,11 +299,7 @@ pub fn copy(streams: &mut [&mut Stream], work: &Work, roots: &Roots, progress: &
         return Err(error);
     }
     let after: u64 = streams.iter().map(|s| s.received()).sum();
-    Ok(Copied {
-        files: work.files() as u64,
-        bytes: shared.bytes.into_inner(),
-        wire_bytes: after - before,
-    })
+    Ok(Copied { files: work.files() as u64, bytes: shared.bytes.into_inner(), wire_bytes: after - before })
 }
 
 struct Shared<'a> {
@@ -331,12 +327,8 @@ impl Shared<'_> {
                     continue;
                 }
                 let (root, _, path) = &self.work.files[part.file as usize];
-                let range = ReadRange {
-                    root: *root,
-                    path: path.clone(),
-                    offset: part.offset,
-                    length: part.length,
-                };
+                let range =
+                    ReadRange { root: *root, path: path.clone(), offset: part.offset, length: part.length };
                 stream.queue(Kind::Read, &range.encode());
                 ahead_bytes += part.length;
                 ahead.push_back(part);
@@ -355,7 +347,8 @@ impl Shared<'_> {
         let (root, mode, path) = &self.work.files[file as usize];
         let path = self.roots.path(*root, path).ok_or(Error::UnknownRoot { root: *root })?;
         // No truncation: another stream may have begun with another part of it.
-        let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(*mode | 0o600).open(&path);
+        let opened =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(*mode | 0o600).open(&path);
         match opened {
             Ok(file) => Ok((path, file)),
             Err(source) => Err(Error::File { action: "create", path, source }),
@@ -369,7 +362,8 @@ impl Shared<'_> {
                 Kind::Data => {
                     let block = read_block(&stream.payload, &mut stream.scratch)
                         .map_err(|e| Error::SshBroken { host: stream.host.clone(), why: e.to_string() })?;
-                    let inside = block.offset >= part.offset && block.offset + block.bytes.len() as u64 <= end;
+                    let inside =
+                        block.offset >= part.offset && block.offset + block.bytes.len() as u64 <= end;
                     if !inside {
                         return Err(stream.broken(bad("a block that was not asked for")));
                     }
@@ -501,8 +495,7 @@ mod tests {
             let (a, b) = (fs::read(data.path().join(same)), fs::read(target.path().join(same)));
             assert!(a.unwrap() == b.unwrap(), "{same}");
         }
-        for absent in
-            ["postmaster.pid", "base/5/16387", "base/5/t3_16388", "pg_wal/000000010000000000000001"]
+        for absent in ["postmaster.pid", "base/5/16387", "base/5/t3_16388", "pg_wal/000000010000000000000001"]
         {
             assert!(!target.path().join(absent).exists(), "{absent}");
         }

@@ -17,6 +17,7 @@ use crate::postgres::backup::BackupCalls;
 use crate::postgres::control::ControlFile;
 use crate::postgres::wal::segment_name;
 use crate::progress::{bytes_text, time_text};
+use crate::service;
 use crate::settings::Origin;
 use crate::sql::Db;
 use crate::transfer::protocol::{Entry, EntryKind, List};
@@ -57,7 +58,12 @@ pub struct Layout {
 const MARGIN: u64 = 64 << 20;
 
 /// Measures the source and finds the place for the copy.
-pub fn layout(context: Context, there: &mut There, plan: &Plan, mapping: &[(PathBuf, PathBuf)]) -> Result<Layout> {
+pub fn layout(
+    context: Context,
+    there: &mut There,
+    plan: &Plan,
+    mapping: &[(PathBuf, PathBuf)],
+) -> Result<Layout> {
     let data = context.instance.data_directory()?;
     let mut sizes: BTreeMap<u32, u64> = BTreeMap::new();
     let mut tablespaces = Vec::new();
@@ -111,7 +117,9 @@ fn list(version: u32, has_nonexclusive_backup: bool) -> List {
 fn existing_tablespaces(data: &Path) -> BTreeMap<u32, PathBuf> {
     let links = fs::read_dir(data.join("pg_tblspc")).into_iter().flatten().flatten();
     links
-        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, fs::read_link(entry.path()).ok()?)))
+        .filter_map(|entry| {
+            Some((entry.file_name().to_str()?.parse().ok()?, fs::read_link(entry.path()).ok()?))
+        })
         .collect()
 }
 
@@ -336,8 +344,7 @@ fn reserve(db: &mut Db, slot: &str) -> Result<Slot> {
     }
     // What is left of an earlier attempt or an earlier life keeps WAL from long ago.
     standby::drop_slot(db, slot)?;
-    let in_use: i64 =
-        db.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1", &[&slot])?;
+    let in_use: i64 = db.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1", &[&slot])?;
     if in_use > 0 {
         return Err(Error::SlotInUse { slot: slot.to_owned() });
     }
@@ -369,7 +376,14 @@ pub struct Outcome {
 
 /// Copies the source and puts the copy in PGDATA's place, ready to start as a standby. The server here
 /// must be stopped.
-pub fn run(context: Context, there: &mut There, plan: &Plan, layout: &Layout, sessions: usize, slot: &str) -> Result<Outcome> {
+pub fn run(
+    context: Context,
+    there: &mut There,
+    plan: &Plan,
+    layout: &Layout,
+    sessions: usize,
+    slot: &str,
+) -> Result<Outcome> {
     let progress = context.progress;
     let root = match &layout.place {
         Place::Beside(staging) => staging.clone(),
@@ -389,7 +403,8 @@ pub fn run(context: Context, there: &mut There, plan: &Plan, layout: &Layout, se
             let path = if inside { root.join(on_source) } else { here.clone() };
             roots.0.insert(*oid, path);
         }
-        let work = take_manifest(stream, &root, &roots, layout, version.num(), version.has_nonexclusive_backup())?;
+        let work =
+            take_manifest(stream, &root, &roots, layout, version.num(), version.has_nonexclusive_backup())?;
         progress.step(format!(
             "copying {} in {} files over {} SSH session{}",
             bytes_text(work.bytes),
@@ -652,6 +667,12 @@ fn put_in_place(context: Context, layout: &Layout, plan: &Plan) -> Result<Option
     if !data.exists() {
         durable::rename(staging, data)?;
         return Ok(None);
+    }
+    if context.instance.running().is_some() {
+        // Somebody, or supervisor after a push, has started the old cluster meanwhile: a server must never
+        // find another directory under its feet.
+        context.progress.step("the server was started meanwhile; stopping it again");
+        service::stop(context.instance)?;
     }
     let old_tablespaces = existing_tablespaces(data);
     let old_wal = layout.wal_link.clone();

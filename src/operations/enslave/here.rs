@@ -144,9 +144,9 @@ fn reader(
         let segment = at.floor(size.into());
         if opened.as_ref().is_none_or(|(of, _)| *of != segment) {
             // Behind a switch the segment may exist on both timelines; the newer one holds both parts.
-            let found = (1..=timeline.0).rev().find_map(|tli| {
-                File::open(directory.join(segment_name(Timeline(tli), segment, size))).ok()
-            });
+            let found = (1..=timeline.0)
+                .rev()
+                .find_map(|tli| File::open(directory.join(segment_name(Timeline(tli), segment, size))).ok());
             let Some(file) = found else { return Ok(None) };
             opened = Some((segment, file));
         }

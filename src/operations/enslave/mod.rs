@@ -6,8 +6,8 @@ pub mod here;
 pub mod plan;
 pub mod there;
 
-use super::standby::{self, Lag};
 use super::Context;
+use super::standby::{self, Lag};
 use crate::blurb::Blurb;
 use crate::durable::{self, Lock};
 use crate::error::{Error, Result};
@@ -384,10 +384,13 @@ fn clean_up_slots(
         match db.rows(sql, &[&pattern]) {
             Ok(rows) => {
                 for row in rows {
-                    progress.detail(format!("slot {} of its time as a primary dropped", row.get::<_, String>(0)));
+                    progress
+                        .detail(format!("slot {} of its time as a primary dropped", row.get::<_, String>(0)));
                 }
             }
-            Err(error) => progress.warn(format!("slots of its time as a primary could not be dropped: {error}")),
+            Err(error) => {
+                progress.warn(format!("slots of its time as a primary could not be dropped: {error}"))
+            }
         }
     }
 }
@@ -395,7 +398,9 @@ fn clean_up_slots(
 fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, slot: &str) -> Result<Db> {
     let instance = context.instance;
     let version = there.version;
-    let Some(mut cluster) = cluster else { return Err(Error::NoCluster { path: instance.data_directory()? }) };
+    let Some(mut cluster) = cluster else {
+        return Err(Error::NoCluster { path: instance.data_directory()? });
+    };
     if version.has_replication_slots() {
         let there_already = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1";
         if there.db.value::<i64>(there_already, &[&slot])? == 0 {
@@ -416,10 +421,8 @@ fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, slot: 
     match live {
         Some(mut db) => {
             context.progress.step("reloading the standby's settings");
-            let before: Option<i32> = db
-                .rows("SELECT pid FROM pg_stat_wal_receiver", &[])?
-                .first()
-                .and_then(|row| row.get(0));
+            let before: Option<i32> =
+                db.rows("SELECT pid FROM pg_stat_wal_receiver", &[])?.first().and_then(|row| row.get(0));
             db.rows("SELECT pg_reload_conf()", &[])?;
             wait_for_new_receiver(context, &mut db, before)?;
             Ok(db)
@@ -484,8 +487,13 @@ fn adopt_password(context: Context, target: &Target) -> Result<()> {
     let instance = context.instance;
     let Some(password) = &target.password else { return Ok(()) };
     let known = fs::read_to_string(&instance.password_file).unwrap_or_default();
-    if target.user == instance.user && instance.password_file.exists() && known.trim_end() != password.expose() {
-        context.progress.step(format!("{} now holds the source's password", instance.password_file.display()));
+    if target.user == instance.user
+        && instance.password_file.exists()
+        && known.trim_end() != password.expose()
+    {
+        context
+            .progress
+            .step(format!("{} now holds the source's password", instance.password_file.display()));
         durable::write(&instance.password_file, format!("{}\n", password.expose()).as_bytes(), 0o600)?;
     }
     Ok(())

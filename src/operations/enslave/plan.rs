@@ -55,9 +55,9 @@ pub fn relation(ours: &Ours, theirs: &Theirs) -> Relation {
         return Relation::Unknown("the history file of its timeline is missing");
     };
     match common_until(history, &theirs.history) {
-        Common::Everything if !ours.is_standby => {
-            Relation::Unknown("it is no standby, yet on the source's own timeline: a copy was started without promotion")
-        }
+        Common::Everything if !ours.is_standby => Relation::Unknown(
+            "it is no standby, yet on the source's own timeline: a copy was started without promotion",
+        ),
         Common::Everything if ours.end <= theirs.end => Relation::Behind,
         Common::Everything => Relation::DivergedAt(ours.timeline, theirs.end),
         Common::Until(timeline, lsn) => {
@@ -173,7 +173,9 @@ pub fn plan(relation: &Relation, loss: Loss, wal_gap: Option<String>, wanted: Wa
         (_, _) if loss == Loss::NoCluster => Some("there is no cluster here".to_owned()),
         (Relation::Behind, None) => None,
         (Relation::Behind, Some(gap)) => Some(gap.clone()),
-        (Relation::Other, _) => Some("the cluster here is another one (its system identifier differs)".into()),
+        (Relation::Other, _) => {
+            Some("the cluster here is another one (its system identifier differs)".into())
+        }
         (Relation::DivergedAt(timeline, lsn), _) => {
             Some(format!("the cluster here left the source's history at {lsn} of timeline {timeline}"))
         }

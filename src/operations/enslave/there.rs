@@ -85,8 +85,7 @@ pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<
     let mut db = Db::connect(&target)?;
     let version = db.version;
     let in_recovery = db.in_recovery()?;
-    let is_superuser: bool =
-        db.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])?;
+    let is_superuser: bool = db.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])?;
     if !is_superuser {
         return Err(Error::NotSuperuser { user: target.user.clone(), at: name });
     }
