@@ -1,0 +1,29 @@
+# shellcheck shell=bash disable=SC2016,SC2154
+# Usage: dotcloud run SERVICE[.N] [--] [COMMAND...]
+# Summary: run a command on an instance, or a shell
+#
+# Input, output, errors and the exit code pass through. The words are joined by
+# spaces and expanded on the instance by `bash -lc`; quote what is to be expanded
+# there. A bare SERVICE means its instance 0.
+#
+# Examples:
+#   dotcloud run db.1 'ls ~/logs'
+#   dotcloud run db psql postgres
+#   dotcloud info db.0 | dotcloud run db.1 pgmahout enslave
+
+command_run() {
+    local target=${1:-} service number terminal=-T ssh_command
+    [[ -n $target ]] || usage_error "run wants a service or an instance; for example: dotcloud run db.0 ls"
+    [[ $target != -* ]] || usage_error "unknown option $target; see dotcloud run --help"
+    shift
+    [[ ${1:-} != -- ]] || shift
+    need jq ssh
+    use_app
+    need_account
+    parse_instance "$target"
+    number=${number:-0}
+    daemon_pid "$service.$number" sshd >/dev/null || die "$service.$number does not run; start it with dotcloud up"
+    ssh_to "$service.$number"
+    [[ ! -t 0 || ! -t 1 ]] || terminal=-t
+    exec "${ssh_command[@]:0:1}" "$terminal" "${ssh_command[@]:1}" ${1+"$*"}
+}

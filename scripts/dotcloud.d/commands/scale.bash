@@ -1,0 +1,53 @@
+# shellcheck shell=bash disable=SC2016,SC2154
+# Usage: dotcloud scale SERVICE=COUNT... [--yes]
+# Summary: change how many instances services have
+#
+# New instances are copies of the last build. Fewer means that the highest ones
+# are destroyed with their data, which wants an answer or --yes.
+#
+# Example:
+#   dotcloud scale db=2 www=3
+
+command_scale() {
+    local yes=0 argument service count now number names=() counts=() doomed=()
+    for argument; do
+        case $argument in
+            -y | --yes | -f) yes=1 ;;
+            -*) usage_error "unknown option $argument; see dotcloud scale --help" ;;
+            *)
+                [[ $argument =~ ^([a-z][a-z0-9_-]*)=([0-9]{1,3})$ ]] ||
+                    usage_error "'$argument' is not SERVICE=COUNT; for example: dotcloud scale db=2"
+                names+=("${BASH_REMATCH[1]}")
+                counts+=("$((10#${BASH_REMATCH[2]}))")
+                ;;
+        esac
+    done
+    ((${#names[@]})) || usage_error "scale wants SERVICE=COUNT; for example: dotcloud scale db=2"
+    need_everything
+    use_app
+    need_account
+    lock_app
+
+    local i
+    for i in "${!names[@]}"; do
+        service=${names[i]}
+        count=${counts[i]}
+        ((count >= 1 && count <= 50)) || usage_error "$service=$count: a service has 1 to 50 instances; see dotcloud destroy"
+        parse_instance "$service"
+        now=$(query '.services[$s].instances | length' --arg s "$service")
+        for ((number = now - 1; number >= count; number--)); do doomed+=("$service.$number"); done
+    done
+    ((${#doomed[@]} == 0)) || confirm "This destroys ${doomed[*]} of $app with all data." "$yes"
+
+    for argument in ${doomed[@]+"${doomed[@]}"}; do
+        say "destroying $argument"
+        remove_instance "$argument"
+    done
+    for i in "${!names[@]}"; do
+        [[ -d $app_directory/build/${names[i]}/home ]] || die "${names[i]} was never built; run dotcloud push"
+        add_instances "${names[i]}" "${counts[i]}"
+    done
+    start_new_instances
+    write_all_environments
+    say "$app now has $(summary)"
+}

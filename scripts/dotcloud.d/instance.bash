@@ -1,0 +1,437 @@
+# shellcheck shell=bash disable=SC2016,SC2034,SC2154
+# One instance: its directory, its sshd and supervisord, its life and its end.
+#
+#   SERVICE.N/home/             HOME on the instance: a copy of the build's home
+#   SERVICE.N/home/environment.json, supervisord.conf, .bash_profile, logs/
+#   SERVICE.N/environment.sh    the instance's environment, for the shell
+#   SERVICE.N/login, process    what sshd and supervisord start things with
+#   SERVICE.N/processes/NAME    a program's command line
+#   SERVICE.N/sshd_config, ssh_host_ed25519_key, authorized_keys, *.pid, sshd.log
+#   /tmp/dotcloud-UID-HASH/     its sockets, as a socket's path has at most 107 bytes
+
+run_directory() {
+    local hash
+    hash=$(printf %s "$app_directory/$1" | sha256sum)
+    printf '/tmp/dotcloud-%s-%s' "$account_id" "${hash:0:12}"
+}
+
+# put FILE MODE: standard input becomes the file, as the account, at one stroke
+put() {
+    as_account / bash -c 'umask 077; cat >"$1.new" && chmod "$2" "$1.new" && mv -f "$1.new" "$1"' put "$1" "$2" ||
+        die "cannot write $1; is the disk full?"
+}
+
+# --- its files ---------------------------------------------------------------
+
+write_environment() {
+    local instance=$1 service=${1%.*} number=${1##*.} directory=$app_directory/$1
+    query 'environment($s; $n; $a)' --arg s "$service" --arg n "$number" --arg a "$account" |
+        put "$directory/home/environment.json" 600
+    {
+        printf 'export %s\n' "HOME=$(printf %q "$directory/home")" "USER=$account" "LOGNAME=$account" \
+            SHELL=/bin/bash LANG=C.UTF-8 "DOTCLOUD_INSTANCE_MARK=$(printf %q "$directory")" \
+            "DOTCLOUD_SOCKET_DIR=$(run_directory "$instance")" \
+            'PATH="$HOME/bin:$HOME/postgresql/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"'
+        query 'shell_environment($s; $n; $a)' --arg s "$service" --arg n "$number" --arg a "$account"
+    } | put "$directory/environment.sh" 600
+}
+
+write_all_environments() {
+    local instance
+    while read -r instance; do
+        [[ ! -d $app_directory/$instance/home ]] || write_environment "$instance"
+    done < <(instances)
+}
+
+# Everything that the platform itself keeps in an instance; written anew at each
+# start, so that an upgrade of the platform reaches it.
+write_files() {
+    local instance=$1 service=${1%.*} directory=$app_directory/$1 sockets name command percent
+    sockets=$(run_directory "$instance")
+    percent=${directory//%/%%}
+
+    as_account / bash -c 'umask 077; mkdir -p "$1/processes" "$1/home/.ssh" "$1/home/logs" && rm -f "$1/processes/"*' \
+        mkdir "$directory" || die "cannot write to $directory; is the disk full?"
+    as_account / bash -c 'mkdir -m 700 "$1" 2>/dev/null || [[ -d $1 && ! -L $1 && -O $1 ]]' mkdir "$sockets" ||
+        die "cannot use $sockets for the sockets of $instance; remove it, it belongs to somebody else"
+
+    write_environment "$instance"
+    put "$directory/authorized_keys" 600 <"$app_directory/ssh/id_ed25519.pub"
+
+    # /etc/profile resets PATH in a login shell, so our environment comes again after it
+    put "$directory/home/.bash_profile" 600 <<'END'
+# Written by dotcloud; what you want to add belongs into ~/.profile
+. ~/../environment.sh
+if [[ -r ~/.profile ]]; then . ~/.profile; fi
+END
+    put "$directory/login" 700 <<'END'
+#!/bin/bash
+# sshd's forced command: the command line arrives as one string for bash
+. ~/../environment.sh
+cd || exit
+command=${SSH_ORIGINAL_COMMAND:-}
+unset SSH_ORIGINAL_COMMAND
+[[ -n $command ]] || exec bash -l
+exec bash -lc "$command"
+END
+    put "$directory/process" 700 <<'END'
+#!/bin/bash
+# supervisord's programs: process NAME
+. ../environment.sh
+cd || exit
+exec bash -c "$(<"../processes/$1")"
+END
+    # HOME comes from here: no path with spaces needs to survive ForceCommand,
+    # and the account's own ~/.bashrc is not read
+    put "$directory/sshd_config" 600 <<END
+# Written by dotcloud for $app $instance
+Port $(query '.services[$s].instances[$n].ports.ssh' --arg s "$service" --arg n "${instance##*.}")
+ListenAddress 127.0.0.1
+HostKey "$directory/ssh_host_ed25519_key"
+PidFile "$directory/sshd.pid"
+AuthorizedKeysFile "$percent/authorized_keys" "$percent/home/.ssh/authorized_keys"
+AuthenticationMethods publickey
+PasswordAuthentication no
+UsePAM no
+UseDNS no
+# DOTCLOUD_HOME may lie below a directory that others may write to, such as /tmp
+StrictModes no
+PermitUserRC no
+PrintMotd no
+PrintLastLog no
+X11Forwarding no
+# A copy over several sessions opens them all at once
+MaxStartups 100
+MaxSessions 100
+LoginGraceTime 30
+ClientAliveInterval 30
+ClientAliveCountMax 4
+SetEnv HOME="$directory/home"
+ForceCommand exec bash "\$HOME/../login"
+$(for name in /usr/lib/openssh/sftp-server /usr/libexec/openssh/sftp-server /usr/lib/ssh/sftp-server; do
+        [[ ! -x $name ]] || printf 'Subsystem sftp %s\n' "$name"
+    done)
+END
+    {
+        cat <<END
+; Written by dotcloud for $app $instance
+[unix_http_server]
+file=$sockets/supervisor.sock
+chmod=0700
+
+; Paths are relative to its working directory, the home: supervisord expands
+; %(here)s twice, so a home with % in its path would break it
+[supervisord]
+logfile=logs/supervisord.log
+logfile_maxbytes=1MB
+logfile_backups=1
+pidfile=../supervisord.pid
+childlogdir=logs
+
+[supervisorctl]
+serverurl=unix://$sockets/supervisor.sock
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+END
+        # Ours first, the service's over them
+        query '.services[$s] | .spec.supervisor as $options | programs($s) | keys_unsorted[] | . as $p
+            | "", "[program:\($p)]", "command=/bin/bash ../process \($p)",
+              ({redirect_stderr: true, stdout_logfile: "logs/\($p).log",
+                stdout_logfile_maxbytes: "10MB", stdout_logfile_backups: 3,
+                autorestart: true, stopasgroup: true, killasgroup: true}
+               + ($options[$p]? // {} | map_values(supervisor_value))
+               | to_entries[] | "\(.key)=\(.value)")' --arg s "$service"
+    } | put "$directory/home/supervisord.conf" 600
+    while read -r name command; do
+        base64 -d <<<"$command" | put "$directory/processes/$name" 600
+    done < <(query '.services[$s] | programs($s) | to_entries[] | "\(.key) \(.value | text | @base64)"' --arg s "$service")
+}
+
+# --- its processes -------------------------------------------------------------
+
+# daemon_pid INSTANCE sshd|supervisord: its process, if it runs. A pid file may
+# outlive its process and the number may be somebody else's by now.
+daemon_pid() {
+    local directory=$app_directory/$1 pid configuration
+    case $2 in
+        sshd) configuration=$directory/sshd_config ;;
+        supervisord) configuration=$directory/home/supervisord.conf ;;
+    esac
+    read -r pid 2>/dev/null <"$directory/$2.pid" || return 1
+    [[ $pid =~ ^[0-9]+$ ]] || return 1
+    tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF -- "$configuration" || return 1
+    printf '%s\n' "$pid"
+}
+
+# pids_below DIRECTORY: every process of an instance or a build: those with its
+# mark in their environment, those that work below it (PostgreSQL and sshd
+# overwrite their environment with their title; a terminal's shell is somebody
+# looking around, not ours), and all their children. Never this command itself.
+pids_below() {
+    {
+        sed 's/^/root /' "$1"/*.pid 2>/dev/null || true
+        grep -lzxF -- "DOTCLOUD_INSTANCE_MARK=$1" /proc/[0-9]*/environ 2>/dev/null |
+            sed 's|^/proc/\([0-9]*\)/.*|root \1|' || true
+        find /proc/[0-9]*/cwd -maxdepth 0 -printf 'cwd %p %l\n' 2>/dev/null || true
+        ps -eo pid=,ppid=,uid=,tty= | sed 's/^/ps /'
+    } | directory=$1 own=$account_id self=$$ awk '
+        $1 == "root" { root[$2] = 1 }
+        $1 == "cwd" {
+            split($2, part, "/")
+            path = substr($0, length($1 $2) + 3)
+            if (path == ENVIRON["directory"] || index(path, ENVIRON["directory"] "/") == 1) here[part[3]] = 1
+        }
+        $1 == "ps" { parent[$2] = $3; owner[$2] = $4; terminal[$2] = $5 }
+        END {
+            for (pid = ENVIRON["self"]; pid in parent && pid > 1; pid = parent[pid]) never[pid] = 1
+            for (pid in here) if (terminal[pid] == "?") root[pid] = 1
+            for (pid in parent) {
+                if (owner[pid] != ENVIRON["own"]) continue
+                for (up = pid; up in parent && up > 1 && !(up in root); up = parent[up]);
+                if (up in root && owner[up] == ENVIRON["own"]) ours[pid] = 1
+            }
+            for (pid in ours) if (!(pid in never)) print pid
+        }'
+}
+
+signal_below() {
+    local pids
+    mapfile -t pids < <(pids_below "$2")
+    # As the account: whatever went wrong above, nobody else's process can be hit
+    ((${#pids[@]} == 0)) || as_account / kill "-$1" "${pids[@]}" 2>/dev/null || true
+    ((${#pids[@]} == 0))
+}
+
+kill_below() {
+    local deadline=$((SECONDS + 3)) signal=TERM
+    until signal_below "$signal" "$1"; do
+        ((SECONDS < deadline)) || signal=KILL
+        ((SECONDS < deadline + 15)) || die "processes below $1 cannot be killed; is a disk hanging?"
+        sleep 0.1
+    done
+}
+
+stop_programs() {
+    local pid deadline=$((SECONDS + $2))
+    if pid=$(daemon_pid "$1" supervisord); then
+        as_account / kill -TERM "$pid" 2>/dev/null || true
+        while daemon_pid "$1" supervisord >/dev/null; do
+            if ((SECONDS >= deadline)); then
+                warn "$1 does not stop within $2 seconds; killing it"
+                break
+            fi
+            sleep 0.1
+        done
+    fi
+}
+
+stop_instance() {
+    stop_programs "$1" "$2"
+    kill_below "$app_directory/$1"
+    rm -rf -- "$(run_directory "$1")"
+}
+
+instance_state() {
+    local sshd=0 supervisord=0
+    daemon_pid "$1" sshd >/dev/null && sshd=1
+    daemon_pid "$1" supervisord >/dev/null && supervisord=1
+    case $sshd$supervisord in
+        11) echo running ;;
+        00) echo stopped ;;
+        *) echo degraded ;;
+    esac
+}
+
+supervisorctl_of() {
+    local home=$app_directory/$1/home
+    as_account "$home" timeout "${supervisorctl_timeout:-20}" "$supervisorctl_program" \
+        -c "$home/supervisord.conf" "${@:2}" </dev/null
+}
+
+# --- ssh to it -----------------------------------------------------------------
+
+# The options of ssh to an instance, into the array $ssh_command.
+ssh_to() {
+    local key=${app_directory//%/%%}/ssh port
+    port=$(query '.services[$s].instances[$n].ports.ssh' --arg s "${1%.*}" --arg n "${1##*.}")
+    ssh_command=("$ssh_program" -F none -e none -p "$port" -o "IdentityFile=\"$key/id_ed25519\"")
+    ssh_command+=(-o IdentitiesOnly=yes -o IdentityAgent=none -o BatchMode=yes -o LogLevel=ERROR -o ConnectTimeout=10)
+    ssh_command+=(-o "UserKnownHostsFile=\"$key/$1.known_hosts\"" -o StrictHostKeyChecking=yes)
+    ssh_command+=(-o ServerAliveInterval=30 -o ServerAliveCountMax=4 "$account@127.0.0.1")
+}
+
+# --- its life ------------------------------------------------------------------
+
+check_ports_free() {
+    local name port listening
+    listening=" $(listening_ports | tr '\n' ' ')"
+    while IFS=$'\t' read -r name port; do
+        [[ $listening != *" $port "* ]] ||
+            die "port $port ($name of $1) is taken by another program; stop that program, then run dotcloud -A $app up"
+    done < <(query '.services[$s].instances[$n].ports | to_entries[] | [.key, .value] | @tsv' \
+        --arg s "${1%.*}" --arg n "${1##*.}")
+}
+
+# Starts what does not run, and waits for it.
+start_instance() {
+    local instance=$1 directory=$app_directory/$1 state log
+    state=$(instance_state "$instance")
+    if [[ $state != running ]]; then
+        # Left-overs of a half-dead instance would hold its ports
+        [[ $state != stopped ]] || kill_below "$directory"
+        [[ $state == degraded ]] || check_ports_free "$instance"
+    fi
+    write_files "$instance"
+    local marker=$directory
+    if ! daemon_pid "$instance" sshd >/dev/null; then
+        if ! log=$(as_account "$directory" "$sshd_program" -f "$directory/sshd_config" -E "$directory/sshd.log" 2>&1 </dev/null); then
+            [[ -n $log ]] || log=$(tail -n 1 "$directory/sshd.log" 2>/dev/null)
+            die "sshd of $instance does not start: ${log##*$'\n'}"
+        fi
+    fi
+    if ! daemon_pid "$instance" supervisord >/dev/null; then
+        if ! log=$(as_account "$directory/home" "$supervisord_program" -c "$directory/home/supervisord.conf" 2>&1 </dev/null); then
+            die "supervisord of $instance does not start: ${log%%$'\n'*}"
+        fi
+    fi
+    wait_until_ready "$instance"
+}
+
+last_log_line() {
+    as_account / tail -n 1 "$app_directory/$1/home/logs/$2.log" 2>/dev/null || true
+}
+
+wait_until_ready() {
+    local instance=$1 deadline=$((SECONDS + start_timeout)) listen_deadline=$((SECONDS + 20)) ssh_command
+    local status name state late ended ports port silent
+    ssh_to "$instance"
+    until timeout 10 "${ssh_command[@]}" true </dev/null >/dev/null 2>&1 8>&- 9>&-; do
+        daemon_pid "$instance" sshd >/dev/null ||
+            die "sshd of $instance ended: $(tail -n 1 "$app_directory/$instance/sshd.log" 2>/dev/null)"
+        ((SECONDS < deadline)) ||
+            die "$instance does not answer on ssh: $("${ssh_command[@]}" true 2>&1 </dev/null | tail -n 1); see $app_directory/$instance/sshd.log"
+        sleep 0.1
+    done
+
+    # The programs run, and then somebody listens on each port. How long a program
+    # takes until it listens is its own affair, so only a while is waited for that;
+    # it may also end meanwhile.
+    mapfile -t ports < <(query 'port_list($s; $n; "")[] | select(.kind == "tcp" or .kind == "http") | "\(.port) \(.name)"' \
+        --arg s "${instance%.*}" --arg n "${instance##*.}")
+    while :; do
+        # Its status is not 0 as long as one program does not run
+        status=$(supervisorctl_of "$instance" status 2>&1) || true
+        late=""
+        ended=""
+        while read -r name state _; do
+            case $state in
+                RUNNING | "") ;;
+                EXITED | STOPPED) ended+=" $name" ;;
+                FATAL) die "$name of $instance does not start: $(last_log_line "$instance" "$name")" ;;
+                *) late+=" $name" ;;
+            esac
+        done <<<"$status"
+        if [[ -n $late ]]; then
+            daemon_pid "$instance" supervisord >/dev/null ||
+                die "supervisord of $instance ended: $(last_log_line "$instance" supervisord)"
+            ((SECONDS < deadline)) ||
+                die "${late# } of $instance does not run after $start_timeout seconds: $(last_log_line "$instance" "${late##* }")"
+            sleep 0.2
+            continue
+        fi
+        for name in $ended; do
+            warn "$name of $instance has ended: $(last_log_line "$instance" "$name")"
+        done
+        [[ -z $ended ]] || return 0
+        silent=""
+        for port in ${ports[@]+"${ports[@]}"}; do
+            (exec 3<>"/dev/tcp/127.0.0.1/${port% *}") 2>/dev/null || silent+=" ${port#* }"
+        done
+        [[ -n $silent ]] || return 0
+        if ((SECONDS >= listen_deadline)); then
+            warn "nothing listens yet on these ports of $instance:$silent"
+            return 0
+        fi
+        sleep 0.2
+    done
+}
+
+# Restarts the programs with the environment of now.
+restart_programs() {
+    say "restarting $1"
+    stop_programs "$1" "$stop_timeout"
+    start_instance "$1"
+}
+
+# The last build becomes the instance's home; what the instance itself made
+# stays: nothing is deleted but from code/, and its own files are not touched.
+deploy_instance() {
+    local instance=$1 build=$app_directory/build/${1%.*}/home home=$app_directory/$1/home log
+    log=$(as_account / bash -c '
+        set -e
+        umask 077
+        mkdir -p "$2/.ssh"
+        "$3" -a --delete "$1/code/" "$2/code/"
+        "$3" -a --exclude={/code,/data,/logs,/environment.json,/supervisord.conf,/.bash_profile,/.ssh/known_hosts,/.ssh/authorized_keys} "$1/" "$2/"
+        if [[ -f $1/.ssh/authorized_keys ]]; then
+            touch "$2/.ssh/authorized_keys"
+            # A last line without its end must not swallow the next one
+            [[ -z $(tail -c 1 "$2/.ssh/authorized_keys") ]] || echo >>"$2/.ssh/authorized_keys"
+            while IFS= read -r line; do
+                grep -qxF -- "$line" "$2/.ssh/authorized_keys" || printf "%s\n" "$line" >>"$2/.ssh/authorized_keys"
+            done <"$1/.ssh/authorized_keys"
+        fi' deploy "$build" "$home" "$rsync_program" 2>&1) ||
+        die "cannot copy the build to $instance: ${log%%$'\n'*}"
+}
+
+# add_instances SERVICE COUNT: writes them into the state with their ports. They
+# count as half made until start_new_instances is through with them.
+add_instances() {
+    local service=$1 number
+    for ((number = $(query '.services[$s].instances | length' --arg s "$service"); number < $2; number++)); do
+        half_made+=" $service.$number"
+        update '.services[$s].instances[$n] = {created_at: now, ports: {}}' --arg s "$service" --arg n "$number"
+    done
+    allocate_ports
+}
+
+start_new_instances() {
+    local instance needed free build
+    for instance in $half_made; do
+        say "making $instance"
+        build=$app_directory/build/${instance%.*}/home
+        needed=$(du -sk "$build" | cut -f1)
+        free=$(df -Pk "$app_directory" | awk 'NR == 2 { print $4 }')
+        ((free > needed)) ||
+            die "no room for $instance: it needs $needed KB and $DOTCLOUD_HOME has $free KB; free some space"
+        make_directory "$app_directory/$instance" || die "cannot make $app_directory/$instance; is the disk full?"
+        as_account / mkdir -m 700 "$app_directory/$instance/home" || die "cannot make the home of $instance; is the disk full?"
+        as_account / "$ssh_keygen_program" -q -t ed25519 -N "" -C "$app $instance" -f "$app_directory/$instance/ssh_host_ed25519_key" ||
+            die "cannot write the host key of $instance; is the disk full?"
+        printf '[127.0.0.1]:%s %s\n' "$(query '.services[$s].instances[$n].ports.ssh' --arg s "${instance%.*}" --arg n "${instance##*.}")" \
+            "$(<"$app_directory/$instance/ssh_host_ed25519_key.pub")" >"$app_directory/ssh/$instance.known_hosts" ||
+            die "cannot write to $app_directory/ssh; is the disk full?"
+        deploy_instance "$instance"
+        start_instance "$instance"
+        half_made=${half_made/ $instance/}
+    done
+}
+
+# A directory that belongs to the account, below one that belongs to us
+make_directory() {
+    if ((EUID == 0)); then
+        install -d -m 700 -o "$account_id" -g "$account_group" -- "$1"
+    else
+        install -d -m 700 -- "$1"
+    fi
+}
+
+remove_instance() {
+    local instance=$1
+    stop_programs "$instance" 15
+    stop_instance "$instance" 1
+    rm -rf -- "${app_directory:?}/$instance"
+    rm -f -- "$app_directory/ssh/$instance.known_hosts"
+    update 'del(.services[$s].instances[$n])' --arg s "${instance%.*}" --arg n "${instance##*.}"
+}
