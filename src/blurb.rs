@@ -257,7 +257,14 @@ struct Port {
 struct Document {
     ports: Option<Ports>,
     config: Option<Config>,
-    instances: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+    instances: Option<BTreeMap<String, Option<ListedInstance>>>,
+}
+
+/// What later platforms say of each instance; the local one also its ports.
+#[derive(Default, Deserialize)]
+struct ListedInstance {
+    #[serde(default)]
+    ports: Option<Ports>,
 }
 
 #[derive(Deserialize)]
@@ -279,25 +286,35 @@ struct Config {
 }
 
 fn from_document(document: Document, text: &str, from: Option<&str>) -> Result<Blurb> {
-    let ports: Vec<Port> = match document.ports {
-        Some(Ports::Map(map)) => map.into_iter().map(|(name, url)| Port { name, url }).collect(),
-        Some(Ports::List(list)) => list
+    // "shop.db.0" is db.0 of shop.
+    let mut instances: Vec<(String, Option<Ports>)> = document
+        .instances
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(name, instance)| (short_name(&name), instance.and_then(|instance| instance.ports)))
+        .collect();
+    let names: Vec<String> = instances.iter().map(|(name, _)| shown(name)).collect();
+    if let (Some(from), false) = (from, instances.is_empty()) {
+        instances.retain(|(name, _)| is_meant(name, from));
+        if instances.is_empty() {
+            return Err(Error::BlurbNoSuchInstance { wanted: shown(from), names });
+        }
+    }
+    let sole = if instances.len() == 1 { instances.pop() } else { None };
+    let (name, own_ports) = sole.map_or((None, None), |(name, ports)| (Some(name), ports));
+    // Ports at the top are the service's, and win: an instance of its own has no others.
+    let ports = match (document.ports.or(own_ports), instances.is_empty()) {
+        (Some(ports), _) => ports,
+        (None, true) => return Err(unknown(text)),
+        (None, false) => return Err(Error::BlurbSeveral { names }),
+    };
+    let ports: Vec<Port> = match ports {
+        Ports::Map(map) => map.into_iter().map(|(name, url)| Port { name, url }).collect(),
+        Ports::List(list) => list
             .into_iter()
             .filter_map(|port| Some(Port { name: port.name.unwrap_or_default(), url: port.url? }))
             .collect(),
-        None => return Err(unknown(text)),
     };
-    // "shop.db.0" is db.0 of shop. With several instances the ports are the service's.
-    let mut names = document.instances.unwrap_or_default().into_keys();
-    let name = match (names.next(), names.next()) {
-        (Some(name), None) => Some(short_name(&name)),
-        _ => None,
-    };
-    if let (Some(name), Some(from)) = (&name, from)
-        && !is_meant(name, from)
-    {
-        return Err(Error::BlurbNoSuchInstance { wanted: shown(from), names: vec![shown(name)] });
-    }
     from_ports(name, &ports, document.config.and_then(|config| config.postgresql_password))
 }
 
@@ -1005,6 +1022,20 @@ mod tests {
                 assert!(text.contains("is looked up by a number"), "{text}");
             }
         }
+    }
+
+    #[test]
+    fn several_instances_with_ports_of_their_own_want_a_choice() {
+        let text = "type: custom\ninstances:\n    shop.db.0:\n        state: running\n        ports:\n        \
+                    -   name: ssh\n            url: ssh://u@h:1\n        -   name: pgsql\n            \
+                    url: tcp://h:2\n    shop.db.1:\n        ports:\n        -   name: ssh\n            \
+                    url: ssh://u@h:3\n        -   name: pgsql\n            url: tcp://h:4\n";
+        let blurb = Blurb::parse(text.as_bytes(), Some("db.1")).unwrap();
+        assert_eq!((blurb.name.as_deref(), blurb.ssh.port, blurb.sql.port), (Some("db.1"), 3, 4));
+        let error = Blurb::parse(text.as_bytes(), None).unwrap_err();
+        assert_eq!(error.to_string(), "the blurb tells of several instances: db.0, db.1");
+        let error = Blurb::parse(text.as_bytes(), Some("db.7")).unwrap_err();
+        assert_eq!(error.to_string(), "there is no instance db.7, only db.0, db.1");
     }
 
     #[test]

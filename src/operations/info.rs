@@ -107,7 +107,7 @@ pub fn run(context: Context) -> Result<Report> {
         instance: instance.name.clone(),
         app: instance.app.clone(),
         role: if control.is_some() { "stopped" } else { "empty" },
-        version: instance.data_version()?,
+        version: instance.program_version().ok().or(instance.data_version()?),
         build: instance.program("postgres").ok(),
         data_directory,
         service: instance.service.to_string(),
@@ -143,9 +143,7 @@ fn ask(context: Context, db: &mut Db, report: &mut Report) -> Result<()> {
         let (received, replayed) = standby::positions(db)?;
         (report.received, report.lsn) = (received, replayed);
         report.following = following(context, db)?;
-        let control = instance.control()?;
-        let newest = control.map(|c| c.timeline.max(c.min_recovery_timeline.unwrap_or(Timeline(0))));
-        report.timeline = newest.or(report.timeline);
+        report.timeline = Some(standby::timeline(db, instance)?);
     } else {
         report.role = "primary";
         report.timeline = Some(promote::timeline(db, instance)?);

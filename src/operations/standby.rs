@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::postgres::recovery::{Conninfo, StandbySettings};
 use crate::postgres::version::PgVersion;
-use crate::postgres::wal::Lsn;
+use crate::postgres::wal::{Lsn, Timeline};
 use crate::process;
 use crate::service;
 use crate::sql::{Db, Target};
@@ -136,6 +136,20 @@ pub fn is_streaming(db: &mut Db) -> Result<bool> {
     // Before 9.6 there is no view of it: received WAL ahead of the replay start is the sign.
     let received = db.lsn(&format!("SELECT {}::text", db.version.sql_last_wal_receive_lsn()))?;
     Ok(received.is_some())
+}
+
+/// The newest timeline that a running standby has WAL of: its control file learns of a switch only with
+/// the next restart point.
+pub fn timeline(db: &mut Db, instance: &Instance) -> Result<Timeline> {
+    let control = instance.control()?;
+    let in_control = control.map(|c| c.timeline.max(c.min_recovery_timeline.unwrap_or(Timeline(0))));
+    let mut timeline = in_control.unwrap_or(Timeline(0));
+    if db.version.has_wal_receiver_view() {
+        let rows = db.rows("SELECT received_tli FROM pg_stat_wal_receiver", &[])?;
+        let received = rows.first().and_then(|row| row.get::<_, Option<i32>>(0));
+        timeline = timeline.max(Timeline(received.unwrap_or(0) as u32));
+    }
+    Ok(timeline)
 }
 
 /// Waits until this standby streams.

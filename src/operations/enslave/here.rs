@@ -1,7 +1,7 @@
 //! Owns this side as the preflight sees it: the cluster that is here, the end of its WAL, and what would
 //! be lost if it went away. Nothing is changed.
 
-use super::super::Context;
+use super::super::{Context, standby};
 use super::plan::{Loss, Ours, Relation, Theirs};
 use super::there::end_of_wal;
 use crate::durable::Context as _;
@@ -58,7 +58,7 @@ pub fn look(context: Context) -> Result<Option<Cluster>> {
         return Ok(None);
     };
     let db = connect_if_running(instance)?;
-    let ours = ours(&data, &control, version, db)?;
+    let ours = ours(instance, &data, &control, version, db)?;
     Ok(Some(Cluster { data, control, version, db: ours.1, ours: ours.0 }))
 }
 
@@ -71,6 +71,7 @@ fn connect_if_running(instance: &Instance) -> Result<Option<Db>> {
 }
 
 fn ours(
+    instance: &Instance,
     data: &Path,
     control: &ControlFile,
     version: PgVersion,
@@ -89,10 +90,8 @@ fn ours(
             if let Some((current, _)) = parse_segment_name(&name, control.wal_segment_size) {
                 timeline = current;
             }
-        } else if version.has_wal_receiver_view() {
-            let rows = db.rows("SELECT received_tli FROM pg_stat_wal_receiver", &[])?;
-            let received = rows.first().and_then(|row| row.get::<_, Option<i32>>(0));
-            timeline = timeline.max(Timeline(received.unwrap_or(0) as u32));
+        } else {
+            timeline = standby::timeline(db, instance)?;
         }
         end_of_wal(db, is_standby)?
     } else if control.state == ClusterState::ShutDown && !is_standby {
