@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::instance::{Instance, parse_mapping};
 use crate::operations::enslave::plan::{Action, Fate, Wanted};
 use crate::operations::{Context, enslave, fence, info, promote, wait};
+use crate::postgres::wal::SystemId;
 use crate::process;
 use crate::progress::{Progress, Voice, bytes_text, duration_text};
 use crate::settings::Settings;
@@ -87,6 +88,9 @@ enum Command {
         /// The cluster that is meant
         #[arg(long, default_value_t = 0)]
         system_id: u64,
+        /// Who is promoted
+        #[arg(long, default_value = "another instance")]
+        successor: String,
         /// Start it again
         #[arg(long)]
         undo: bool,
@@ -295,8 +299,8 @@ fn dispatch(cli: Cli) -> Result<()> {
             answer(&json!({"instance": instance.name, "started": true}));
             Ok(())
         }
-        Command::Fence { system_id, .. } => {
-            answer(&fence::fence(context, crate::postgres::wal::SystemId(system_id))?);
+        Command::Fence { system_id, successor, .. } => {
+            answer(&fence::fence(context, SystemId(system_id), &successor)?);
             Ok(())
         }
         Command::Completions { .. } | Command::Man { .. } | Command::Source => Ok(()),

@@ -366,6 +366,12 @@ impl Instance {
         self.state_directory.join("pgpass")
     }
 
+    /// Says, while it exists, why this server must not be started: its successor was promoted. The recipe's
+    /// start script looks at it, so that an old primary does not come back by itself after a reboot.
+    pub fn fence_file(&self) -> PathBuf {
+        self.state_directory.join("fenced")
+    }
+
     /// Refuses to go on as an account that cannot keep this data directory.
     pub fn check_account(&self) -> Result<()> {
         let me = nix::unistd::geteuid();

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{Lsn, Timeline};
+use crate::process;
 use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
 use postgres::types::{FromSql, ToSql};
 use postgres::{Client, Row};
@@ -13,6 +14,8 @@ use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::{backend, frontend};
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A server to connect to.
@@ -75,6 +78,15 @@ fn connector() -> Result<SslConnector> {
     Ok(builder.build())
 }
 
+fn tls() -> Result<postgres_openssl::MakeTlsConnector> {
+    let mut tls = postgres_openssl::MakeTlsConnector::new(connector()?);
+    tls.set_callback(|ssl, _| {
+        ssl.set_verify_hostname(false);
+        Ok(())
+    });
+    Ok(tls)
+}
+
 impl Db {
     /// Connects, or says why not.
     pub fn connect(target: &Target) -> Result<Db> {
@@ -91,11 +103,7 @@ impl Db {
         if let Some(password) = &target.password {
             config.password(password.expose());
         }
-        let mut tls = postgres_openssl::MakeTlsConnector::new(connector()?);
-        tls.set_callback(|ssl, _| {
-            ssl.set_verify_hostname(false);
-            Ok(())
-        });
+        let tls = tls()?;
         // connect_timeout covers the TCP connection only: a server that accepts and stays silent would be
         // waited for without limit, so the whole of it runs against a clock.
         let (sender, receiver) = std::sync::mpsc::channel();
@@ -133,6 +141,29 @@ impl Db {
     /// All rows.
     pub fn rows(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         self.client.query(sql, parameters).map_err(|e| self.error(&e))
+    }
+
+    /// As [`Db::rows`], for what may take long: an interrupt cancels it on the server.
+    pub fn rows_interruptible(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        let token = self.client.cancel_token();
+        let done = Arc::new(AtomicBool::new(false));
+        let watched = done.clone();
+        let watcher = std::thread::spawn(move || {
+            while !watched.load(Ordering::Relaxed) {
+                if process::check_interrupt().is_err() {
+                    if let Ok(tls) = tls() {
+                        let _ = token.cancel_query(tls);
+                    }
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        let outcome = self.rows(sql, parameters);
+        done.store(true, Ordering::Relaxed);
+        let _ = watcher.join();
+        process::check_interrupt()?;
+        outcome
     }
 
     /// The one row of a query that returns exactly one.

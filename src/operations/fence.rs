@@ -3,11 +3,13 @@
 
 use super::Context;
 use super::enslave::here::has_standby_file;
-use crate::durable::Lock;
+use crate::durable::{self, Lock};
 use crate::error::{Error, Result};
 use crate::postgres::wal::{Lsn, SystemId};
+use crate::progress::time_text;
 use crate::service;
 use serde::{Deserialize, Serialize};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What the fenced side answers.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,8 +25,8 @@ pub struct Fenced {
 }
 
 /// Stops the server of this instance, if it is the primary of the cluster that is `expected`, and says
-/// where its WAL ends.
-pub fn fence(context: Context, expected: SystemId) -> Result<Fenced> {
+/// where its WAL ends. It stays down until it is somebody's standby.
+pub fn fence(context: Context, expected: SystemId, successor: &str) -> Result<Fenced> {
     let instance = context.instance;
     instance.check_account()?;
     let _lock = Lock::take(&instance.state_directory.join("lock"), "fence")?;
@@ -42,6 +44,15 @@ pub fn fence(context: Context, expected: SystemId) -> Result<Fenced> {
     }
     let was_running = instance.running().is_some();
     service::stop(instance)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let text = format!(
+        "{successor} was promoted in place of {} at {}; make this instance its standby by pgmahout enslave, or \
+         remove {} to start it as a second primary\n",
+        instance.name,
+        time_text(now as i64),
+        instance.fence_file().display()
+    );
+    durable::write(&instance.fence_file(), text.as_bytes(), 0o600)?;
     let control = instance.control()?.ok_or(Error::NoCluster { path: data })?;
     Ok(Fenced {
         instance: instance.name.clone(),

@@ -124,6 +124,8 @@ pub fn run(context: Context) -> Result<Report> {
         problem: None,
     };
     if instance.running().is_none() {
+        let fenced = std::fs::read_to_string(instance.fence_file());
+        report.problem = fenced.ok().map(|text| format!("fenced: {}", text.trim()));
         return Ok(report);
     }
     match Db::connect(&Target::local(instance)?) {

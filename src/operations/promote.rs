@@ -159,7 +159,14 @@ fn fence(context: Context, db: &mut Db, blurb: &Blurb, options: &Options) -> Res
     progress.step(format!("stopping {name}"));
     let control = instance.control()?.ok_or(Error::NoCluster { path: instance.data_directory()? })?;
     let expected = control.system_id;
-    let answer = ssh::run(&ssh, &format!("{agent} --json fence --system-id {expected}"), b"")?;
+    let answer = ssh::run(
+        &ssh,
+        &format!(
+            "{agent} --json fence --system-id {expected} --successor {}",
+            ssh::shell_word(&instance.name)
+        ),
+        b"",
+    )?;
     // A login profile may print before it: the answer is the last line.
     let line = answer.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
     let fenced: Fenced = serde_json::from_slice(line).map_err(|e| Error::SourceFailed {

@@ -88,9 +88,13 @@ pub fn write_settings(
     durable::write(&data.join("standby.signal"), b"", 0o600)
 }
 
-/// Starts the server and waits until it accepts connections.
+/// Starts the server and waits until it accepts connections. It is not fenced any more, if it was.
 pub fn start_and_connect(context: Context) -> Result<Db> {
     let instance = context.instance;
+    let fence = instance.fence_file();
+    if fence.exists() {
+        fs::remove_file(&fence).on("remove", &fence)?;
+    }
     service::start(instance)?;
     connect_when_ready(context, instance.start_timeout)
 }

@@ -507,7 +507,7 @@ mod tests {
         let data = cluster();
         let target = tempfile::tempdir().unwrap();
         let roots = Roots(BTreeMap::from([(0, target.path().to_owned())]));
-        let mut streams = vec![stream_to(data.path())];
+        let mut streams = [stream_to(data.path())];
         let mut work = Work::default();
         for (path, size) in [("gone", 10), ("PG_VERSION", 4_000_000)] {
             let entry = Entry { kind: EntryKind::File, root: 0, mode: 0o600, size, path: path.into() };

@@ -271,7 +271,7 @@ impl Backup<'_> {
         let slot = reserve(db, slot)?;
         let mut backup = Backup { db, calls, slot, running: false };
         backup.running = true;
-        backup.db.rows(calls.start, &[&label])?;
+        backup.db.rows_interruptible(calls.start, &[&label])?;
         Ok(backup)
     }
 
@@ -568,7 +568,7 @@ fn make_wal_link(at: &Path, old: &Path) -> Result<()> {
 
 fn copy_all(
     first: &mut Stream,
-    others: &mut Vec<Stream>,
+    others: &mut [Stream],
     work: &Work,
     roots: &Roots,
     progress: &crate::progress::Progress,
@@ -604,7 +604,7 @@ fn remove_marker(root: &Path) -> Result<()> {
 /// Versions without slots: the WAL from the backup's start on comes as files.
 fn copy_wal(
     stream: &mut Stream,
-    others: &mut Vec<Stream>,
+    others: &mut [Stream],
     roots: &Roots,
     control: &ControlFile,
     version: crate::postgres::version::PgVersion,
@@ -631,10 +631,16 @@ fn keep_own_files(
     slot: &str,
 ) -> Result<()> {
     let instance = context.instance;
-    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
-        let (new, old) = (root.join(name), layout.data.join(name));
-        if !new.exists() && old.exists() && instance.config_directory.is_none() {
-            fs::copy(&old, &new).on("copy", &old)?;
+    if instance.config_directory.is_none() && !root.join("postgresql.conf").exists() {
+        // The source keeps its configuration elsewhere (Debian): ours goes on, with what it includes.
+        for entry in fs::read_dir(&layout.data).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let text = name.to_string_lossy();
+            let wanted = text.ends_with(".conf") && text != "postgresql.auto.conf" && text != "recovery.conf";
+            let new = root.join(&name);
+            if wanted && !new.exists() {
+                fs::copy(entry.path(), &new).on("copy", &entry.path())?;
+            }
         }
     }
     let slot = version.has_replication_slots().then_some(slot);

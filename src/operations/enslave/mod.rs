@@ -402,8 +402,15 @@ fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, slot: 
         return Err(Error::NoCluster { path: instance.data_directory()? });
     };
     if version.has_replication_slots() {
-        let there_already = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1";
-        if there.db.value::<i64>(there_already, &[&slot])? == 0 {
+        // One that is there may hold the very WAL that is needed (a copy that was not started yet), unless
+        // the server has given it up.
+        let lost = if version.has_slot_wal_status() { "wal_status = 'lost'" } else { "false" };
+        let usable = format!(
+            "SELECT count(*) FROM pg_replication_slots \
+             WHERE slot_name = $1 AND restart_lsn IS NOT NULL AND NOT coalesce({lost}, false)"
+        );
+        if there.db.value::<i64>(&usable, &[&slot])? == 0 {
+            standby::drop_slot(&mut there.db, slot)?;
             standby::create_slot(&mut there.db, slot)?;
         }
     }
