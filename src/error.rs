@@ -102,6 +102,8 @@ pub enum Error {
     NotADataDirectory { path: PathBuf },
     /// There is no cluster in PGDATA.
     NoCluster { path: PathBuf },
+    /// A cluster without its control file that is no unfinished copy.
+    NoControlFile { path: PathBuf },
     /// No directory with PostgreSQL's programs was given or found.
     NoBinDirectory,
     /// A program of PostgreSQL is missing.
@@ -213,8 +215,14 @@ pub enum Error {
     NotAPrimary { instance: String },
     /// What was to be fenced is another cluster.
     FencedAnother { instance: String, theirs: String, expected: String },
+    /// What was to be fenced is on another timeline than this standby.
+    FencedOtherTimeline { instance: String, theirs: u32, ours: u32 },
+    /// Replay is paused because a setting is too low.
+    PausedBySetting { name: &'static str, ours: u32, wanted: u32 },
+    /// Another directory stands where the source's was.
+    SourceMoved { host: String },
     /// The last WAL of the fenced primary did not arrive.
-    LastWalMissing { checkpoint: String, limit: Duration },
+    LastWalMissing { end: String, limit: Duration },
     /// 9.0 without a trigger file.
     NoTriggerFile,
     /// Recovery does not end.
@@ -393,6 +401,11 @@ impl Error {
                 "if it is the right directory, move what is in it elsewhere",
             ),
             Error::NoCluster { path } => (Failed, format!("there is no cluster in {}", path.display()), ""),
+            Error::NoControlFile { path } => (
+                Failed,
+                format!("the cluster in {} has no global/pg_control: it is damaged", path.display()),
+                "if nothing of it is needed, move it elsewhere",
+            ),
             Error::NoBinDirectory => (
                 Failed,
                 "PostgreSQL's programs were not found".to_owned(),
@@ -646,10 +659,31 @@ impl Error {
                 ),
                 "give the blurb of the old primary",
             ),
-            Error::LastWalMissing { checkpoint, limit } => (
+            Error::FencedOtherTimeline { instance, theirs, ours } => (
+                Usage,
+                format!(
+                    "{instance} wrote on timeline {theirs}, and this standby follows timeline {ours}: it is not \
+                     its primary"
+                ),
+                "give the blurb of the primary that this standby follows; see `pgmahout info`",
+            ),
+            Error::PausedBySetting { name, ours, wanted } => (
                 Failed,
                 format!(
-                    "the old primary stopped at {checkpoint}, but that did not arrive here within {} s; \
+                    "replay is paused, because {name} is {ours} here and was {wanted} on the primary; going on \
+                     would end the server"
+                ),
+                "raise it in this instance's configuration, restart the server, then promote",
+            ),
+            Error::SourceMoved { host } => (
+                Failed,
+                format!("the data directory on {host} is another one than a moment ago"),
+                "run the same command again",
+            ),
+            Error::LastWalMissing { end, limit } => (
+                Failed,
+                format!(
+                    "the old primary's WAL ends at {end}, but that did not arrive here within {} s; \
                      nothing was promoted",
                     limit.as_secs()
                 ),
@@ -696,7 +730,7 @@ impl Error {
                 let name = name.trim_start_matches('[').trim_end_matches(']');
                 let name = if port == "22" { name.to_owned() } else { format!("[{name}]:{port}") };
                 format!(
-                    "if that is expected: ssh-keygen -f {} -R '{name}', or --host-key {offered} for this once",
+                    "if that is expected: ssh-keygen -f '{}' -R '{name}', or --host-key {offered} for this once",
                     file.display()
                 )
             }

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::layout::{self, Debian, Running, Service};
 use crate::postgres::control::ControlFile;
 use crate::postgres::version::PgVersion;
+use crate::postgres::wal::{Lsn, Timeline, history_file_name, parse_segment_name};
 use crate::process;
 use crate::settings::{Found, Origin, Settings};
 use serde::Serialize;
@@ -355,6 +356,29 @@ impl Instance {
         }
     }
 
+    /// The newest timeline that the files here hold WAL of. The control file names a timeline only at the
+    /// next checkpoint or restart point, which may be minutes after the switch; until then the segments and
+    /// the history file of the new timeline are the only witnesses.
+    pub fn newest_timeline(&self, control: &ControlFile) -> Result<Timeline> {
+        let known = control.timeline.max(control.min_recovery_timeline.unwrap_or(Timeline(0)));
+        let data = self.data_directory()?;
+        let Some(version) = self.data_version()? else { return Ok(known) };
+        let wal = data.join(version.wal_directory());
+        let from = control.checkpoint_redo.floor(control.wal_segment_size.into());
+        let mut newest = known;
+        for entry in fs::read_dir(&wal).on("list", &wal)?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some((timeline, begin)) = parse_segment_name(&name, control.wal_segment_size) else {
+                continue;
+            };
+            let is_newer = timeline > newest && begin >= from;
+            if is_newer && wal.join(history_file_name(timeline)).exists() && begins_at(&entry.path(), begin) {
+                newest = timeline;
+            }
+        }
+        Ok(newest)
+    }
+
     /// The application name and the slot name of this instance as a standby.
     pub fn slot_name(&self) -> String {
         crate::postgres::recovery::slot_name(self.app.as_deref(), &self.name)
@@ -435,6 +459,15 @@ fn find_service(r: &mut Resolver, home: &Path, debian: Option<&Debian>) -> Resul
             wanted: "supervisor, systemd, pg_ctlcluster, pg_ctl or commands",
         }),
     }
+}
+
+/// Whether a WAL segment was written at its position: a recycled one still has another's page header
+/// (magic u16, info u16, timeline u32, position u64; src/include/access/xlog_internal.h).
+fn begins_at(segment: &Path, position: Lsn) -> bool {
+    use std::io::Read;
+    let mut header = [0u8; 16];
+    let read = fs::File::open(segment).and_then(|mut file| file.read_exact(&mut header));
+    read.is_ok() && header[8..16] == position.0.to_le_bytes()
 }
 
 /// `OLD=NEW[,OLD=NEW…]`, both absolute.

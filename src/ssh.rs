@@ -155,6 +155,13 @@ impl Ssh {
     }
 }
 
+impl Ssh {
+    /// How long a command may think before its next byte.
+    pub fn set_patience(&self, limit: Duration) {
+        self.session.set_timeout(limit.as_millis() as u32);
+    }
+}
+
 fn label(endpoint: &SshEndpoint) -> String {
     let host = &endpoint.host;
     if host.contains(':') {
@@ -235,11 +242,10 @@ impl KnownKeys {
             // A line it cannot read is a line that OpenSSH would pass over as well.
             let _ = known.read_str(line, KnownHostFileKind::OpenSSH);
         }
-        let plain = known.check(&endpoint.host, key);
-        Ok(match (known.check_port(&endpoint.host, endpoint.port, key), plain) {
-            // On port 22 a host stands without brackets.
-            (CheckResult::NotFound, plain) if endpoint.port == 22 => plain,
-            (with_port, _) => with_port,
+        // Not check_port: it falls back to an entry without a port, which is another server's (port 22).
+        Ok(match endpoint.port {
+            22 => known.check(&endpoint.host, key),
+            port => known.check(&format!("[{}]:{port}", endpoint.host), key),
         })
     }
 

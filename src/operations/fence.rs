@@ -2,10 +2,11 @@
 //! other side, and takes back when the promotion cannot go on.
 
 use super::Context;
-use super::enslave::here::has_standby_file;
+use super::enslave::here::{end_of_files, has_standby_file};
 use crate::durable::{self, Lock};
 use crate::error::{Error, Result};
-use crate::postgres::wal::{Lsn, SystemId};
+use crate::postgres::control::ClusterState;
+use crate::postgres::wal::{Lsn, SystemId, Timeline};
 use crate::progress::time_text;
 use crate::service;
 use serde::{Deserialize, Serialize};
@@ -18,9 +19,11 @@ pub struct Fenced {
     pub instance: String,
     /// Its system identifier.
     pub system_id: SystemId,
-    /// Position of its shutdown checkpoint: the last record it wrote.
-    pub checkpoint: Lsn,
-    /// It was running until now.
+    /// A standby that has received at least this has received all that it wrote.
+    pub end: Lsn,
+    /// The timeline it wrote on.
+    pub timeline: Timeline,
+    /// It was running until now, or an earlier fence had stopped it.
     pub was_running: bool,
 }
 
@@ -42,24 +45,35 @@ pub fn fence(context: Context, expected: SystemId, successor: &str) -> Result<Fe
             expected: expected.to_string(),
         });
     }
-    let was_running = instance.running().is_some();
-    service::stop(instance)?;
+    let fence = instance.fence_file();
+    let was_running = instance.running().is_some() || fence.exists();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let text = format!(
         "{successor} was promoted in place of {} at {}; make this instance its standby by pgmahout enslave, or \
          remove {} to start it as a second primary\n",
         instance.name,
         time_text(now as i64),
-        instance.fence_file().display()
+        fence.display()
     );
-    durable::write(&instance.fence_file(), text.as_bytes(), 0o600)?;
-    let control = instance.control()?.ok_or(Error::NoCluster { path: data })?;
-    Ok(Fenced {
-        instance: instance.name.clone(),
-        system_id: control.system_id,
-        checkpoint: control.checkpoint,
-        was_running,
-    })
+    // Before the stop: were the machine to reboot in between, it would start as a primary.
+    durable::create_private_directory(&instance.state_directory)?;
+    durable::write(&fence, text.as_bytes(), 0o600)?;
+    if let Err(error) = service::stop(instance) {
+        let _ = std::fs::remove_file(&fence);
+        return Err(error);
+    }
+    let control = instance.control()?.ok_or(Error::NoCluster { path: data.clone() })?;
+    let timeline = instance.newest_timeline(&control)?;
+    let end = if control.state == ClusterState::ShutDown {
+        // The shutdown checkpoint is the last record: what is received ends with a record, so more than its
+        // beginning is all of it.
+        Lsn(control.checkpoint.0 + 1)
+    } else {
+        // It had crashed: the end of its WAL is in its files, and may never have left this machine.
+        let version = instance.data_version()?.ok_or(Error::NoCluster { path: data.clone() })?;
+        end_of_files(&data, &control, version, timeline)?
+    };
+    Ok(Fenced { instance: instance.name.clone(), system_id: control.system_id, end, timeline, was_running })
 }
 
 /// Takes a fence back: the server starts again as it was.

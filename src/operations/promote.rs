@@ -137,9 +137,15 @@ fn ask_old_primary(context: Context, db: &mut Db) -> Result<OldPrimary> {
         return Ok(OldPrimary::None);
     };
     let at = format!("{}:{}", target.host, target.port);
-    match Db::connect(&target).and_then(|mut old| old.in_recovery()) {
-        Ok(true) => Ok(OldPrimary::None),
-        Ok(false) => Ok(OldPrimary::Writable(at)),
+    let asked = Db::connect(&target).and_then(|mut old| {
+        let in_recovery = old.in_recovery()?;
+        // A standby in between (a cascade) that streams has a living primary behind it.
+        Ok((in_recovery, in_recovery && standby::is_streaming(&mut old)?))
+    });
+    match asked {
+        Ok((true, true)) => Ok(OldPrimary::Writable(format!("{at} (a standby that streams from it)"))),
+        Ok((true, false)) => Ok(OldPrimary::None),
+        Ok((false, _)) => Ok(OldPrimary::Writable(at)),
         // It lives, but does not let us ask. As long as it feeds us it is taken for what it was.
         Err(Error::SqlPassword { .. } | Error::SqlRefused { .. }) if standby::is_streaming(db)? => {
             Ok(OldPrimary::Writable(at))
@@ -159,43 +165,67 @@ fn fence(context: Context, db: &mut Db, blurb: &Blurb, options: &Options) -> Res
     progress.step(format!("stopping {name}"));
     let control = instance.control()?.ok_or(Error::NoCluster { path: instance.data_directory()? })?;
     let expected = control.system_id;
-    let answer = ssh::run(
-        &ssh,
-        &format!(
-            "{agent} --json fence --system-id {expected} --successor {}",
-            ssh::shell_word(&instance.name)
-        ),
-        b"",
-    )?;
+    // A fast shutdown may write for minutes before it is done.
+    ssh.set_patience(instance.stop_timeout + Duration::from_secs(30));
+    let command = format!(
+        "{agent} --json fence --system-id {expected} --successor {}",
+        ssh::shell_word(&instance.name)
+    );
+    let answer = match ssh::run(&ssh, &command, b"") {
+        Ok(answer) => answer,
+        // It refused or failed by itself, and has undone what it did.
+        Err(error @ Error::RemoteCommand { .. }) => return Err(error),
+        Err(error) => {
+            // Whether it was stopped is not known: see to it that it runs.
+            if let Ok(ssh) = there::connect_ssh(context, blurb, options.host_key.clone()) {
+                unfence(context, &ssh, &agent, &name);
+            }
+            return Err(error);
+        }
+    };
     // A login profile may print before it: the answer is the last line.
     let line = answer.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
     let fenced: Fenced = serde_json::from_slice(line).map_err(|e| Error::SourceFailed {
         host: blurb.ssh.host.clone(),
         why: format!("its answer to the fence is not understood: {e}"),
     })?;
-    let outcome = after_fence(db, &fenced, options.timeout);
+    let outcome = after_fence(context, db, &fenced, options.timeout);
     if outcome.is_err() && fenced.was_running {
         unfence(context, &ssh, &agent, &name);
     }
     outcome?;
     progress.step(format!(
-        "{name} is stopped; its last checkpoint at {} was received by {}",
-        fenced.checkpoint, instance.name
+        "{name} is stopped; {} has received all that it wrote, up to {}",
+        instance.name, fenced.end
     ));
     Ok(())
 }
 
-fn after_fence(db: &mut Db, fenced: &Fenced, limit: Duration) -> Result<()> {
+fn after_fence(context: Context, db: &mut Db, fenced: &Fenced, limit: Duration) -> Result<()> {
+    let instance = context.instance;
+    let ours = standby::timeline(db, instance)?;
+    if ours != fenced.timeline {
+        return Err(Error::FencedOtherTimeline {
+            instance: fenced.instance.clone(),
+            theirs: fenced.timeline.0,
+            ours: ours.0,
+        });
+    }
     let arrived = process::wait_for(limit, || {
         let (received, replayed) = standby::positions(db)?;
-        // Received up to is the end of a record: past the beginning of the last one is all of it.
-        Ok((received.max(replayed) > Some(fenced.checkpoint)).then_some(()))
+        Ok((received.max(replayed) >= Some(fenced.end)).then_some(()))
     })?;
-    arrived.ok_or_else(|| Error::LastWalMissing { checkpoint: fenced.checkpoint.to_string(), limit })
+    arrived.ok_or_else(|| Error::LastWalMissing { end: fenced.end.to_string(), limit })?;
+    // The blurb may have been another server's: the one that we follow must be silent now.
+    match ask_old_primary(context, db)? {
+        OldPrimary::Writable(at) => Err(Error::TwoPrimaries { instance: instance.name.clone(), old: at }),
+        OldPrimary::None | OldPrimary::Unreachable(_) => Ok(()),
+    }
 }
 
 fn unfence(context: Context, ssh: &Ssh, agent: &str, name: &str) {
     context.progress.step(format!("starting {name} again"));
+    ssh.set_patience(context.instance.start_timeout + Duration::from_secs(30));
     if let Err(error) = ssh::run(ssh, &format!("{agent} --json fence --undo"), b"") {
         context.progress.warn(format!("{name} could not be started again: {error}"));
     }
@@ -208,6 +238,7 @@ fn end_recovery(context: Context, db: &mut Db, limit: Duration) -> Result<Option
     let data = instance.data_directory()?;
     let paused = version.sql_is_wal_replay_paused();
     if db.value::<bool>(&format!("SELECT {paused}"), &[])? {
+        check_pause(context, db)?;
         context.progress.step("replay was paused; it goes on");
         db.rows(&format!("SELECT {}::text", version.sql_wal_replay_resume()), &[])?;
     }
@@ -233,6 +264,23 @@ fn end_recovery(context: Context, db: &mut Db, limit: Duration) -> Result<Option
         Some(()) => Ok(db.lsn(&replay)?.or(last)),
         None => Err(Error::PromotionTooSlow { limit }),
     }
+}
+
+/// From 14 on a standby whose settings are lower than its primary's were pauses replay; resuming it then
+/// *ends* the server (PostgreSQL's manual, "Hot Standby", "Administrator's Overview"). Not at three in the
+/// morning: name the setting first.
+fn check_pause(context: Context, db: &mut Db) -> Result<()> {
+    if !db.version.pauses_on_lower_settings() {
+        return Ok(());
+    }
+    let Some(control) = context.instance.control()? else { return Ok(()) };
+    for (name, wanted) in control.standby_minimums {
+        let ours: u32 = db.setting(name)?.and_then(|value| value.parse().ok()).unwrap_or(u32::MAX);
+        if ours < wanted {
+            return Err(Error::PausedBySetting { name, ours, wanted });
+        }
+    }
+    Ok(())
 }
 
 /// The timeline that a primary writes on; the control file names it only after the next checkpoint.

@@ -15,7 +15,7 @@ use crate::sql::{Db, Target};
 use serde::Serialize;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The settings of a standby of `target`, and its passfile written: the password stands in nothing but
 /// that file.
@@ -44,19 +44,16 @@ pub fn settings(
     })
 }
 
-/// libpq's format: host:port:database:user:password, with `\` and `:` escaped. A replication connection
-/// is looked up under the database name "replication".
+/// libpq's format: host:port:database:user:password, with `\` and `:` escaped. Lines for other servers
+/// stay: the cluster here may go on following one of them if this does not work out.
 fn write_passfile(instance: &Instance, target: &Target, password: &Secret) -> Result<()> {
     let escape = |text: &str| text.replace('\\', r"\\").replace(':', r"\:");
     durable::create_private_directory(&instance.state_directory)?;
-    let line = format!(
-        "{}:{}:*:{}:{}\n",
-        escape(&target.host),
-        target.port,
-        escape(&target.user),
-        escape(password.expose())
-    );
-    durable::write(&instance.passfile(), line.as_bytes(), 0o600)
+    let whom = format!("{}:{}:*:{}:", escape(&target.host), target.port, escape(&target.user));
+    let existing = fs::read_to_string(instance.passfile()).unwrap_or_default();
+    let others = existing.lines().filter(|line| !line.starts_with(&whom)).map(|line| format!("{line}\n"));
+    let text: String = others.chain([format!("{whom}{}\n", escape(password.expose()))]).collect();
+    durable::write(&instance.passfile(), text.as_bytes(), 0o600)
 }
 
 /// Writes the settings into a data directory so that the server starts as a standby.
@@ -104,7 +101,10 @@ pub fn connect_when_ready(context: Context, limit: Duration) -> Result<Db> {
     let instance = context.instance;
     let mut last = None;
     let mut absent = 0;
-    let connected = process::wait_for(limit, || {
+    // A standby first replays to a consistent state, which takes as long as the copy's WAL is: the limit
+    // holds for the time without progress.
+    let mut progress = (replay_state(instance), Instant::now());
+    let connected = process::wait_for(Duration::from_secs(7 * 86_400), || {
         // supervisor restarts a server that dies: look more than once.
         absent = if instance.running().is_some() { 0 } else { absent + 1 };
         if absent > 15 {
@@ -118,7 +118,18 @@ pub fn connect_when_ready(context: Context, limit: Duration) -> Result<Db> {
             Err(error @ (Error::SqlPassword { .. } | Error::SqlRefused { .. })) => Err(error),
             Err(error) => {
                 last = Some(error.to_string());
-                Ok(None)
+                let state = replay_state(instance);
+                if state != progress.0 {
+                    progress = (state, Instant::now());
+                }
+                if progress.1.elapsed() < limit {
+                    return Ok(None);
+                }
+                Err(Error::ServerNotReady {
+                    limit,
+                    why: last.take().unwrap_or_default(),
+                    log: service::log_tail(instance),
+                })
             }
         }
     })?;
@@ -127,6 +138,16 @@ pub fn connect_when_ready(context: Context, limit: Duration) -> Result<Db> {
         why: last.unwrap_or_else(|| "it was not asked".into()),
         log: service::log_tail(instance),
     })
+}
+
+/// What changes while a server that is starting replays: its control file, and what it has received.
+fn replay_state(instance: &Instance) -> (Option<Lsn>, Option<String>) {
+    let control = instance.control().ok().flatten();
+    let newest = instance.data_directory().ok().and_then(|data| {
+        let wal = fs::read_dir(data.join("pg_wal")).ok()?;
+        wal.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).max()
+    });
+    (control.map(|control| control.min_recovery_point.max(control.checkpoint)), newest)
 }
 
 /// Whether this standby receives WAL now.
@@ -142,12 +163,11 @@ pub fn is_streaming(db: &mut Db) -> Result<bool> {
     Ok(received.is_some())
 }
 
-/// The newest timeline that a running standby has WAL of: its control file learns of a switch only with
-/// the next restart point.
+/// The newest timeline that a running standby has WAL of.
 pub fn timeline(db: &mut Db, instance: &Instance) -> Result<Timeline> {
     let control = instance.control()?;
-    let in_control = control.map(|c| c.timeline.max(c.min_recovery_timeline.unwrap_or(Timeline(0))));
-    let mut timeline = in_control.unwrap_or(Timeline(0));
+    let in_files = control.map(|control| instance.newest_timeline(&control)).transpose()?;
+    let mut timeline = in_files.unwrap_or(Timeline(0));
     if db.version.has_wal_receiver_view() {
         let rows = db.rows("SELECT received_tli FROM pg_stat_wal_receiver", &[])?;
         let received = rows.first().and_then(|row| row.get::<_, Option<i32>>(0));
@@ -215,7 +235,11 @@ pub fn primary_target(instance: &Instance, conninfo: &Conninfo, label: &str) -> 
     let password = match conninfo.get("password") {
         Some(password) => Some(Secret::new(password)),
         None => {
-            password_from_passfile(instance, host).map_or_else(|| instance.password(), |p| Ok(Some(p)))?
+            let port = conninfo.get("port").unwrap_or("5432");
+            match password_from_passfile(instance, host, port) {
+                Some(password) => Some(password),
+                None => instance.password()?,
+            }
         }
     };
     Ok(Some(Target {
@@ -229,10 +253,16 @@ pub fn primary_target(instance: &Instance, conninfo: &Conninfo, label: &str) -> 
     }))
 }
 
-/// The password in our own passfile, which has one line.
-fn password_from_passfile(instance: &Instance, host: &str) -> Option<Secret> {
+/// The password in our own passfile.
+fn password_from_passfile(instance: &Instance, host: &str, port: &str) -> Option<Secret> {
     let text = fs::read_to_string(instance.passfile()).ok()?;
-    let line = text.lines().next()?;
+    text.lines().find_map(|line| match fields_of(line).as_slice() {
+        [of, at, _, _, password] if of == host && at == port => Some(Secret::new(password.clone())),
+        _ => None,
+    })
+}
+
+fn fields_of(line: &str) -> Vec<String> {
     let (mut fields, mut escaped) = (vec![String::new()], false);
     for c in line.chars() {
         match c {
@@ -240,14 +270,11 @@ fn password_from_passfile(instance: &Instance, host: &str) -> Option<Secret> {
             ':' if !escaped => fields.push(String::new()),
             c => {
                 escaped = false;
-                fields.last_mut()?.push(c);
+                fields.last_mut().expect("one at least").push(c);
             }
         }
     }
-    match fields.as_slice() {
-        [of, _, _, _, password] if of == host => Some(Secret::new(password.clone())),
-        _ => None,
-    }
+    fields
 }
 
 /// Drops a slot if it is there and nobody uses it; true when it did.

@@ -78,6 +78,8 @@ pub struct ControlFile {
     pub min_recovery_timeline: Option<Timeline>,
     /// A restored base backup is being recovered from here and has not reached its end; else zero.
     pub backup_start_point: Lsn,
+    /// Settings of the primary that wrote the WAL: a standby's must not be lower.
+    pub standby_minimums: Vec<(&'static str, u32)>,
     /// Of data pages; 8192 unless built otherwise.
     pub block_size: u32,
     /// Of WAL pages; 8192 unless built otherwise.
@@ -149,15 +151,15 @@ impl ControlFile {
         if since(V9_4) {
             fields.bool()?; // wal_log_hints
         }
-        fields.u32()?; // MaxConnections
+        let mut standby_minimums = vec![("max_connections", fields.u32()?)];
         if since(V9_4) {
-            fields.u32()?; // max_worker_processes
+            standby_minimums.push(("max_worker_processes", fields.u32()?));
         }
         if since(V12) {
-            fields.u32()?; // max_wal_senders
+            standby_minimums.push(("max_wal_senders", fields.u32()?));
         }
-        fields.u32()?; // max_prepared_xacts
-        fields.u32()?; // max_locks_per_xact
+        standby_minimums.push(("max_prepared_transactions", fields.u32()?));
+        standby_minimums.push(("max_locks_per_transaction", fields.u32()?));
         if since_9_5 {
             fields.bool()?; // track_commit_timestamp
         }
@@ -230,6 +232,7 @@ impl ControlFile {
             min_recovery_point,
             min_recovery_timeline: (min_recovery_timeline != 0).then_some(Timeline(min_recovery_timeline)),
             backup_start_point,
+            standby_minimums,
             block_size,
             wal_block_size,
             wal_segment_size,
@@ -324,6 +327,7 @@ mod tests {
                 min_recovery_point: Lsn::ZERO,
                 min_recovery_timeline: None,
                 backup_start_point: Lsn::ZERO,
+                standby_minimums: minimums(control_version),
                 block_size: 8192,
                 wal_block_size: 8192,
                 wal_segment_size,
@@ -331,6 +335,19 @@ mod tests {
             };
             assert_eq!(ControlFile::parse(bytes).unwrap(), expected);
         }
+    }
+
+    /// What the servers of the fixtures were started with; the rest are PostgreSQL's defaults.
+    fn minimums(control_version: u32) -> Vec<(&'static str, u32)> {
+        let all = [
+            ("max_connections", 100),
+            ("max_worker_processes", 8),
+            ("max_wal_senders", 10),
+            ("max_prepared_transactions", 10),
+            ("max_locks_per_transaction", 64),
+        ];
+        let has_senders = control_version >= 1201;
+        all.into_iter().filter(|(name, _)| has_senders || *name != "max_wal_senders").collect()
     }
 
     #[test]

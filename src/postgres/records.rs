@@ -44,6 +44,7 @@ const RM_XACT: u8 = 1;
 const XLOG_SWITCH: u8 = 0x40;
 const XACT_OPERATION: u8 = 0x70;
 const XACT_COMMIT: u8 = 0x00;
+const XACT_PREPARE: u8 = 0x10;
 const XACT_COMMIT_PREPARED: u8 = 0x30;
 
 /// A moment as PostgreSQL stores it: microseconds since 2000-01-01 00:00 UTC. Shown in RFC 3339.
@@ -113,6 +114,11 @@ impl WalRecord {
     /// Whether it commits a transaction, `COMMIT PREPARED` included.
     pub fn is_commit(&self) -> bool {
         self.rmid == RM_XACT && matches!(self.info & XACT_OPERATION, XACT_COMMIT | XACT_COMMIT_PREPARED)
+    }
+
+    /// `PREPARE TRANSACTION`, which is acknowledged to the client as a commit is.
+    pub fn is_prepare(&self) -> bool {
+        self.rmid == RM_XACT && self.info & XACT_OPERATION == XACT_PREPARE
     }
 
     /// When a commit record's transaction was committed, by the clock of its server.
@@ -547,6 +553,8 @@ impl Assembly {
 pub struct CommitSummary {
     /// How many transactions, those of autovacuum included.
     pub count: u64,
+    /// How many transactions were prepared for a two-phase commit.
+    pub prepared: u64,
     /// When the first was committed, by the server's clock.
     pub first_time: Option<PgTime>,
     /// When the last was committed.
@@ -566,7 +574,7 @@ pub fn commits_after<F>(reader: &mut WalReader<F>, from: Lsn) -> Result<CommitSu
 where
     F: FnMut(Lsn) -> io::Result<Option<Page>>,
 {
-    let (mut count, mut first_time, mut last_time, mut seen) = (0, None, None, false);
+    let (mut count, mut prepared, mut first_time, mut last_time, mut seen) = (0, 0, None, None, false);
     for record in reader.by_ref() {
         let record = record?;
         seen = true;
@@ -574,13 +582,15 @@ where
             count += 1;
             last_time = record.commit_time().or(last_time);
             first_time = first_time.or(last_time);
+        } else if record.lsn >= from && record.is_prepare() {
+            prepared += 1;
         }
     }
     match reader.ended() {
         Some(why) if !seen => {
             Err(Error::WalUnreadable { lsn: reader.start.to_string(), why: why.to_string() })
         }
-        _ => Ok(CommitSummary { count, first_time, last_time, end: reader.end() }),
+        _ => Ok(CommitSummary { count, prepared, first_time, last_time, end: reader.end() }),
     }
 }
 

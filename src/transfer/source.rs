@@ -278,8 +278,11 @@ impl<W: Write> Listing<'_, W> {
             let is_wal = in_data == self.version.wal_directory();
             // pg_wal may be a link to another disk: here it is an (empty) directory.
             let is_directory = metadata.is_dir() || is_wal;
-            let label = self.with_backup_label && (in_data == "backup_label" || in_data == "tablespace_map");
+            // Never tablespace_map: the server would make its links anew, to the source's directories.
+            let label = self.with_backup_label && in_data == "backup_label";
+            let is_map = in_data == "tablespace_map";
             let decision = match files::decide(in_data, is_directory, self.version) {
+                _ if is_map => Decision::Skip,
                 _ if label => Decision::Keep,
                 Decision::Keep if unlogged.leaves_out(in_data) => Decision::Skip,
                 decision => decision,

@@ -180,6 +180,9 @@ impl Stream {
     }
 }
 
+/// No file of a cluster is larger: segments have 1 GB unless built otherwise.
+const SIZE_LIMIT: u64 = 1 << 42;
+
 /// Refuses an entry that a cluster cannot have: the other side is not trusted to write anywhere but below
 /// the roots.
 fn check_entry(entry: Entry) -> std::io::Result<Entry> {
@@ -192,6 +195,14 @@ fn check_entry(entry: Entry) -> std::io::Result<Entry> {
             }
         }
         _ => check_relative(&entry.path)?,
+    }
+    // In a tablespace a server has only directories of its own naming: whatever path the other side gave
+    // the tablespace, nothing else can be written there.
+    if entry.root != 0 && entry.kind != EntryKind::Tablespace && !entry.path.starts_with("PG_") {
+        return Err(bad(format!("{:?} in a tablespace", entry.path)));
+    }
+    if entry.size > SIZE_LIMIT {
+        return Err(bad(format!("a file of {} bytes", entry.size)));
     }
     Ok(entry)
 }
@@ -539,6 +550,8 @@ mod tests {
             (EntryKind::Tablespace, 0, "relative"),
             (EntryKind::Tablespace, 0, "/a/../b"),
             (EntryKind::Tablespace, 1, "../outside"),
+            (EntryKind::File, 1, "authorized_keys"),
+            (EntryKind::File, 1 << 60, "PG_15_202209061/5/16384"),
         ] {
             let entry = Entry { kind, root: 7, mode: 0o600, size, path: path.into() };
             let mut wire = Vec::new();

@@ -15,20 +15,22 @@ use crate::error::{Error, Result};
 use crate::layout::Service;
 use crate::postgres::backup::BackupCalls;
 use crate::postgres::control::ControlFile;
-use crate::postgres::wal::segment_name;
-use crate::progress::{bytes_text, time_text};
+use crate::postgres::wal::{history_file_name, segment_name};
+use crate::progress::{Progress, bytes_text, time_text};
 use crate::service;
 use crate::settings::Origin;
-use crate::sql::Db;
+use crate::sql::{Db, Target};
+use crate::ssh::Remote;
 use crate::transfer::protocol::{Entry, EntryKind, List};
 use crate::transfer::target::{self, Copied, Roots, Stream, Work};
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Stands in a directory that is not a cluster yet; gone when it is.
+/// Stands in a copy until it is in PGDATA, complete: a directory beside PGDATA that has it was never
+/// exchanged, one without it is an old cluster. Its lines name the tablespace directories of the copy.
 pub const MARKER: &str = ".pgmahout-incomplete";
 
 /// Where the copy goes.
@@ -50,8 +52,8 @@ pub struct Layout {
     pub tablespaces: Vec<(u32, String, PathBuf)>,
     /// Bytes of the source's files.
     pub bytes: u64,
-    /// Where pg_wal lies when it is a symbolic link here.
-    pub wal_link: Option<PathBuf>,
+    /// Where pg_wal lies when it is a symbolic link here, and where the new one will.
+    pub wal_link: Option<(PathBuf, PathBuf)>,
 }
 
 /// Bytes beyond the copy itself that have to be free: room for the WAL that arrives meanwhile.
@@ -80,6 +82,7 @@ pub fn layout(
         Ok(())
     })?;
     let existing = existing_tablespaces(&data);
+    let unfinished = [unfinished_tablespaces(&staging(&data)), unfinished_tablespaces(&data)].concat();
     let mut placed = Vec::new();
     let mut inside = 0;
     for (oid, on_source, outside) in tablespaces {
@@ -89,7 +92,7 @@ pub fn layout(
                 placed.push((oid, on_source.clone(), data.join(&on_source)));
             }
             Some(()) => {
-                let here = place_tablespace(context, &on_source, mapping, &existing, oid)?;
+                let here = place_tablespace(context, &on_source, mapping, &existing, &unfinished, oid)?;
                 placed.push((oid, on_source, here));
             }
         }
@@ -105,8 +108,12 @@ pub fn layout(
         }
     }
     let wal = data.join(version.wal_directory());
-    let wal_link = fs::symlink_metadata(&wal).is_ok_and(|m| m.is_symlink()).then(|| wal.canonicalize().ok());
-    Ok(Layout { data, place, tablespaces: placed, bytes, wal_link: wal_link.flatten() })
+    let is_link = fs::symlink_metadata(&wal).is_ok_and(|m| m.is_symlink());
+    let wal_link = is_link.then(|| wal.canonicalize().ok()).flatten().map(|old| {
+        let new = new_wal_directory(&old);
+        (old, new)
+    });
+    Ok(Layout { data, place, tablespaces: placed, bytes, wal_link })
 }
 
 fn list(version: u32, has_nonexclusive_backup: bool) -> List {
@@ -123,6 +130,18 @@ fn existing_tablespaces(data: &Path) -> BTreeMap<u32, PathBuf> {
         .collect()
 }
 
+/// The tablespace directories of a copy that was not completed, as its marker names them.
+fn unfinished_tablespaces(root: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(root.join(MARKER)).unwrap_or_default();
+    text.lines().filter(|line| line.starts_with('/')).map(PathBuf::from).collect()
+}
+
+fn write_marker(root: &Path, layout: &Layout) -> Result<()> {
+    let wal = layout.wal_link.iter().map(|(_, new)| new);
+    let lines: String = outside(layout).chain(wal).map(|here| format!("{}\n", here.display())).collect();
+    durable::write(&root.join(MARKER), lines.as_bytes(), 0o600)
+}
+
 /// Where a tablespace goes: where the mapping says, else where it is on the source. It must be empty or
 /// absent: on one machine the source's own directory stands there.
 fn place_tablespace(
@@ -130,6 +149,7 @@ fn place_tablespace(
     on_source: &str,
     mapping: &[(PathBuf, PathBuf)],
     existing: &BTreeMap<u32, PathBuf>,
+    unfinished: &[PathBuf],
     oid: u32,
 ) -> Result<PathBuf> {
     let mapped = mapping.iter().find(|(old, _)| old == Path::new(on_source)).map(|(_, new)| new.clone());
@@ -143,7 +163,8 @@ fn place_tablespace(
         ));
         context.progress.detail(format!("tablespace {on_source} goes to {}", here.display()));
     }
-    if is_empty_or_absent(&here)? {
+    // What a copy that broke off has left there is emptied before the next one begins.
+    if unfinished.contains(&here) || is_empty_or_absent(&here)? {
         Ok(here)
     } else {
         Err(Error::TablespaceTaken { on_source: on_source.to_owned(), here })
@@ -205,7 +226,8 @@ pub fn tidy(context: Context, data: &Path) -> Result<()> {
     }
     if staging.join(MARKER).exists() || is_empty_or_absent(&staging)? {
         context.progress.step("removing an earlier copy that was not completed");
-        remove_copy(&staging, &[])?;
+        let outside = unfinished_tablespaces(&staging);
+        remove_copy(&staging, &outside)?;
     } else {
         let aside = aside(data);
         context.progress.warn(format!("an old cluster was found and is kept in {}", aside.display()));
@@ -228,7 +250,11 @@ fn remove_copy(root: &Path, tablespaces: &[PathBuf]) -> Result<()> {
     durable::remove_tree(root)
 }
 
+/// Empties a directory; one that we have named ourselves goes too.
 fn empty_directory(path: &Path) -> Result<()> {
+    if path.file_name().is_some_and(|name| name.to_string_lossy().contains(".pgmahout-")) {
+        return durable::remove_tree(path);
+    }
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
         let path = entry.path();
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
@@ -246,6 +272,8 @@ struct Backup<'a> {
     calls: BackupCalls,
     slot: Slot,
     running: bool,
+    target: Target,
+    progress: &'a Progress,
 }
 
 /// How the slot is held.
@@ -259,7 +287,7 @@ enum Slot {
 }
 
 impl Backup<'_> {
-    fn start<'a>(context: Context, db: &'a mut Db, slot: &str) -> Result<Backup<'a>> {
+    fn start<'a>(context: Context<'a>, db: &'a mut Db, target: &Target, slot: &str) -> Result<Backup<'a>> {
         let version = db.version;
         let calls = BackupCalls::of(version);
         let label = format!("pgmahout {}", context.instance.name);
@@ -268,8 +296,14 @@ impl Backup<'_> {
         }
         // The backup's start waits for a checkpoint, which takes as long as the disks need.
         db.run("SET statement_timeout = '1h'")?;
+        // The session sits idle for the whole copy; without it there is no backup.
+        db.rows(
+            "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'",
+            &[],
+        )?;
         let slot = reserve(db, slot)?;
-        let mut backup = Backup { db, calls, slot, running: false };
+        let (target, progress) = (target.clone(), context.progress);
+        let mut backup = Backup { db, calls, slot, running: false, target, progress };
         backup.running = true;
         backup.db.rows_interruptible(calls.start, &[&label])?;
         Ok(backup)
@@ -293,6 +327,8 @@ impl Backup<'_> {
             Slot::Temporary { temporary, permanent } => {
                 let sql = "SELECT pg_copy_physical_replication_slot($1, $2, false)::text";
                 let (temporary, permanent) = (temporary.clone(), permanent.clone());
+                // The slot of the old cluster here is not needed from now on.
+                standby::drop_slot(self.db, &permanent)?;
                 self.db.rows(sql, &[&temporary, &permanent])?;
                 standby::drop_slot_in_session(self.db, &temporary)?;
                 self.slot = Slot::Permanent { name: permanent, keep: true };
@@ -311,6 +347,25 @@ impl Backup<'_> {
 
 impl Drop for Backup<'_> {
     fn drop(&mut self) {
+        // When it is the session that broke, what lasts beyond it needs another one.
+        if !self.db.is_alive() {
+            match Db::connect(&self.target) {
+                Ok(db) => *self.db = db,
+                Err(error) => {
+                    if let Slot::Permanent { name, keep: false } = &self.slot {
+                        self.progress.warn(format!(
+                            "the slot {name} may be left on {}: {error}; running this command again uses it",
+                            self.target.label
+                        ));
+                    }
+                    return;
+                }
+            }
+            self.running &= self.calls.exclusive;
+            if let Slot::Temporary { .. } = self.slot {
+                self.slot = Slot::None;
+            }
+        }
         if self.running {
             // A backup of the newer kind ends with its session, but ours may live on for a while.
             let _ = self.db.rows(self.calls.stop, &[]);
@@ -361,6 +416,8 @@ fn reserve(db: &mut Db, slot: &str) -> Result<Slot> {
         db.rows(sql, &[&temporary])?;
         return Ok(Slot::Temporary { temporary, permanent: slot.to_owned() });
     }
+    // What is left of an earlier attempt or an earlier life keeps WAL from long ago.
+    standby::drop_slot(db, slot)?;
     standby::create_slot(db, slot)?;
     Ok(Slot::Permanent { name: slot.to_owned(), keep: false })
 }
@@ -390,12 +447,16 @@ pub fn run(
         Place::InPlace(_) => layout.data.clone(),
     };
     prepare(layout, &root)?;
-    let mut streams = open_streams(context, there, sessions)?;
-    let There { db, stream, version, target, control, name, .. } = there;
-    let version = *version;
+    let There { db, version, target, control, name, history, history_text, .. } = there;
+    let There { remote, agent, data_directory, facts, .. } = there;
+    let (version, timeline) = (*version, &history.timeline);
 
     progress.step(format!("backup of {name} begins (a checkpoint runs there)"));
-    let mut backup = Backup::start(context, db, slot)?;
+    let mut backup = Backup::start(context, db, target, slot)?;
+    // Opened only now: while the checkpoint ran nobody would have answered sshd's keep-alives.
+    let mut streams = open_streams(context, remote.as_ref(), agent, data_directory, facts.inode, sessions)?;
+    let mut first = streams.remove(0);
+    let stream = &mut first;
     let outcome = (|| {
         let mut roots = Roots(BTreeMap::from([(0, root.clone())]));
         for (oid, on_source, here) in &layout.tablespaces {
@@ -423,15 +484,20 @@ pub fn run(
         if let Some(label) = label {
             durable::write(&root.join("backup_label"), label.as_bytes(), 0o600)?;
         }
-        if !version.has_replication_slots() {
+        if let Some(text) = history_text {
+            // Until it has streamed, nothing else tells a second run of this command where the timelines part.
+            let name = history_file_name(*timeline);
+            durable::write(&root.join(version.wal_directory()).join(name), text.as_bytes(), 0o600)?;
+        }
+        if !version.reserves_slot_at_once() {
             copy_wal(stream, &mut streams, &roots, control, version, progress)?;
         }
         keep_own_files(context, layout, &root, version, target, slot)?;
         progress.step("syncing to disk");
-        backup.keep_slot()?;
         sync(&root, layout)?;
+        // As late as can be: a slot that lasts, for a copy that is not there yet, would be nobody's.
+        backup.keep_slot()?;
         write_control(&root, &control_bytes)?;
-        remove_marker(&root)?;
         Ok(copied)
     })();
     let copied = match outcome {
@@ -440,14 +506,14 @@ pub fn run(
             backup.disown_slot();
             drop(backup);
             if let Place::Beside(staging) = &layout.place {
-                let outside: Vec<_> = outside(layout).cloned().collect();
+                let outside = unfinished_tablespaces(staging);
                 let _ = remove_copy(staging, &outside);
             }
             return Err(error);
         }
     };
     drop(backup);
-    let kept = put_in_place(context, layout, plan)?;
+    let kept = put_in_place(context, layout, plan, &there.target)?;
     Ok(Outcome { copied, kept })
 }
 
@@ -455,19 +521,23 @@ fn outside(layout: &Layout) -> impl Iterator<Item = &PathBuf> {
     layout.tablespaces.iter().map(|(_, _, here)| here).filter(|here| !here.starts_with(&layout.data))
 }
 
-fn open_streams(context: Context, there: &There, sessions: usize) -> Result<Vec<Stream>> {
+fn open_streams(
+    context: Context,
+    remote: &dyn Remote,
+    agent: &str,
+    data: &str,
+    inode: u64,
+    sessions: usize,
+) -> Result<Vec<Stream>> {
     let mut streams = Vec::new();
-    for _ in 1..sessions {
-        // One session does the whole work too, only slower: a server that lets in no second one
-        // (MaxSessions, MaxStartups) is no reason to fail.
-        let opened = there.remote.again().and_then(|remote| {
-            let (stream, facts) = Stream::open(&*remote, &there.agent, &there.data_directory)?;
-            Ok((stream, facts))
-        });
+    while streams.len() < sessions {
+        let opened = remote.again().and_then(|remote| Stream::open(&*remote, agent, data));
         match opened {
-            Ok((stream, facts)) if facts.inode == there.facts.inode => streams.push(stream),
-            Ok(_) => {}
-            Err(error @ Error::Interrupted) => return Err(error),
+            Ok((stream, facts)) if facts.inode == inode => streams.push(stream),
+            Ok(_) => return Err(Error::SourceMoved { host: remote.label().to_owned() }),
+            // One session does the whole work too, only slower: a server that lets in no second one
+            // (MaxStartups) is no reason to fail.
+            Err(error) if streams.is_empty() || matches!(error, Error::Interrupted) => return Err(error),
             Err(error) => {
                 context.progress.detail(format!("no further SSH session: {error}"));
                 break;
@@ -481,8 +551,11 @@ fn prepare(layout: &Layout, root: &Path) -> Result<()> {
     let private = fs::Permissions::from_mode(0o700);
     if let Place::InPlace(_) = layout.place {
         fs::create_dir_all(root).on("create", root)?;
+        for here in unfinished_tablespaces(root) {
+            empty_directory(&here)?;
+        }
         // The marker first, the control file next: from here on this is no cluster until it is complete.
-        durable::write(&root.join(MARKER), b"pgmahout enslave\n", 0o600)?;
+        write_marker(root, layout)?;
         let control = root.join("global/pg_control");
         if control.exists() {
             fs::remove_file(&control).on("remove", &control)?;
@@ -501,7 +574,7 @@ fn prepare(layout: &Layout, root: &Path) -> Result<()> {
         }
     } else {
         fs::create_dir(root).on("create", root)?;
-        durable::write(&root.join(MARKER), b"pgmahout enslave\n", 0o600)?;
+        write_marker(root, layout)?;
     }
     fs::set_permissions(root, private.clone()).on("set the mode of", root)?;
     for here in outside(layout) {
@@ -534,7 +607,7 @@ fn take_manifest(
                     roots.path(entry.root, &entry.path).ok_or(Error::UnknownRoot { root: entry.root })?;
                 let wal = layout.wal_link.as_ref().filter(|_| entry.root == 0 && is_wal(&entry.path));
                 match wal {
-                    Some(link) => make_wal_link(&path, link)?,
+                    Some((_, new)) => make_wal_link(&path, new)?,
                     None => target::make_directory(&path, entry.mode)?,
                 }
             }
@@ -557,13 +630,17 @@ fn is_wal(path: &str) -> bool {
     path == "pg_wal" || path == "pg_xlog"
 }
 
-/// WAL that lies on a disk of its own goes on lying there: beside the old one, which stays whole.
-fn make_wal_link(at: &Path, old: &Path) -> Result<()> {
+/// A name for new WAL beside the old one, which stays whole, on the disk that was made for it.
+fn new_wal_directory(old: &Path) -> PathBuf {
     let base = old.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let base = base.split(".pgmahout-").next().unwrap_or_default().to_owned();
-    let new = old.with_file_name(format!("{base}.pgmahout-{}", std::process::id()));
-    durable::create_private_directory(&new)?;
-    std::os::unix::fs::symlink(&new, at).on("create", at)
+    let base = base.split(".pgmahout-").next().unwrap_or_default();
+    let candidates = (1..).map(|n| old.with_file_name(format!("{base}.pgmahout-{n}")));
+    candidates.into_iter().find(|path| !path.exists()).expect("there are enough numbers")
+}
+
+fn make_wal_link(at: &Path, new: &Path) -> Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(new).on("create", new)?;
+    std::os::unix::fs::symlink(new, at).on("create", at)
 }
 
 fn copy_all(
@@ -571,7 +648,7 @@ fn copy_all(
     others: &mut [Stream],
     work: &Work,
     roots: &Roots,
-    progress: &crate::progress::Progress,
+    progress: &Progress,
 ) -> Result<Copied> {
     let mut all: Vec<&mut Stream> = std::iter::once(first).chain(others.iter_mut()).collect();
     target::copy(&mut all, work, roots, progress)
@@ -595,10 +672,13 @@ fn write_control(root: &Path, bytes: &[u8]) -> Result<()> {
     durable::write(&root.join("global/pg_control"), bytes, 0o600)
 }
 
-fn remove_marker(root: &Path) -> Result<()> {
-    let marker = root.join(MARKER);
-    fs::remove_file(&marker).on("remove", &marker)?;
-    durable::sync_directory(root)
+/// The copy is in PGDATA and complete.
+pub fn remove_marker(data: &Path) -> Result<()> {
+    let marker = data.join(MARKER);
+    match fs::remove_file(&marker) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.on("remove", &marker).and_then(|()| durable::sync_directory(data)),
+    }
 }
 
 /// Versions without slots: the WAL from the backup's start on comes as files.
@@ -608,7 +688,7 @@ fn copy_wal(
     roots: &Roots,
     control: &ControlFile,
     version: crate::postgres::version::PgVersion,
-    progress: &crate::progress::Progress,
+    progress: &Progress,
 ) -> Result<()> {
     let first = segment_name(control.timeline, control.checkpoint_redo, control.wal_segment_size);
     let request = List { version: version.num(), wal_from: Some(first), with_backup_label: false };
@@ -627,7 +707,7 @@ fn keep_own_files(
     layout: &Layout,
     root: &Path,
     version: crate::postgres::version::PgVersion,
-    target: &crate::sql::Target,
+    target: &Target,
     slot: &str,
 ) -> Result<()> {
     let instance = context.instance;
@@ -655,7 +735,7 @@ fn keep_own_files(
 
 fn sync(root: &Path, layout: &Layout) -> Result<()> {
     let mut seen = Vec::new();
-    let wal = layout.wal_link.as_deref().and_then(Path::parent);
+    let wal = layout.wal_link.as_ref().and_then(|(_, new)| new.parent());
     for path in std::iter::once(root).chain(outside(layout).map(PathBuf::as_path)).chain(wal) {
         let device = fs::metadata(path).on("look at", path)?.dev();
         if !seen.contains(&device) {
@@ -666,19 +746,28 @@ fn sync(root: &Path, layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-fn put_in_place(context: Context, layout: &Layout, plan: &Plan) -> Result<Option<PathBuf>> {
-    let Place::Beside(staging) = &layout.place else { return Ok(None) };
+fn put_in_place(context: Context, layout: &Layout, plan: &Plan, target: &Target) -> Result<Option<PathBuf>> {
     let data = &layout.data;
+    let Place::Beside(staging) = &layout.place else {
+        remove_marker(data)?;
+        super::adopt_password(context, target)?;
+        return Ok(None);
+    };
     // Links into PGDATA itself were made with PGDATA's final name, so they hold after the exchange.
     if !data.exists() {
         durable::rename(staging, data)?;
+        remove_marker(data)?;
+        super::adopt_password(context, target)?;
         return Ok(None);
     }
+    let mut fate = plan.fate;
     if context.instance.running().is_some() {
         // Somebody, or supervisor after a push, has started the old cluster meanwhile: a server must never
         // find another directory under its feet.
         context.progress.step("the server was started meanwhile; stopping it again");
         service::stop(context.instance)?;
+        // And what it wrote meanwhile nobody has judged.
+        fate = Fate::KeptAside;
     }
     let old_tablespaces = existing_tablespaces(data);
     let old_wal = layout.wal_link.clone();
@@ -689,20 +778,29 @@ fn put_in_place(context: Context, layout: &Layout, plan: &Plan) -> Result<Option
         durable::rename(&aside, staging)?;
     }
     // `staging` is the old cluster now.
-    if plan.fate == Fate::KeptAside {
+    remove_marker(data)?;
+    super::adopt_password(context, target)?;
+    if fate == Fate::KeptAside {
         let aside = aside(data);
         durable::rename(staging, &aside)?;
         return Ok(Some(aside));
     }
     context.progress.detail("removing the old cluster");
-    let new_places: Vec<_> = layout.tablespaces.iter().map(|(_, _, here)| here).collect();
-    for path in old_tablespaces.values().filter(|path| !new_places.contains(path)) {
-        // Only what this version of this cluster put there; the directory is the operator's.
-        empty_directory(path)?;
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let in_use: Vec<_> = layout.tablespaces.iter().map(|(_, _, here)| real(here)).collect();
+    let control = fs::read(staging.join("global/pg_control")).on("read", staging)?;
+    let catalog = ControlFile::parse(&control)?.catalog_version;
+    let major = fs::read_to_string(staging.join("PG_VERSION")).on("read", staging)?;
+    for path in old_tablespaces.values().map(|path| real(path)) {
+        if in_use.contains(&path) || path.starts_with(real(data)) {
+            continue;
+        }
+        // Only what this cluster put there: clusters of other versions may share the directory.
+        durable::remove_tree(&path.join(format!("PG_{}_{catalog}", major.trim())))?;
     }
     durable::write(&staging.join(MARKER), b"to be removed\n", 0o600)?;
     durable::remove_tree(staging)?;
-    if let Some(old) = old_wal {
+    if let Some((old, _)) = old_wal {
         durable::remove_tree(&old)?;
     }
     Ok(None)

@@ -54,8 +54,13 @@ pub fn look(context: Context) -> Result<Option<Cluster>> {
         };
     };
     let Some(control) = instance.control()? else {
-        // Without its control file it is no cluster: a copy that broke off.
-        return Ok(None);
+        // Without its control file it is a copy that broke off, if it says so itself; else it is somebody's
+        // damaged cluster.
+        return if data.join(super::copy::MARKER).exists() {
+            Ok(None)
+        } else {
+            Err(Error::NoControlFile { path: data })
+        };
     };
     let db = connect_if_running(instance)?;
     let ours = ours(instance, &data, &control, version, db)?;
@@ -77,8 +82,10 @@ fn ours(
     version: PgVersion,
     mut db: Option<Db>,
 ) -> Result<(Ours, Option<Db>)> {
-    let mut timeline = control.timeline.max(control.min_recovery_timeline.unwrap_or(Timeline(0)));
-    let (mut is_standby, mut is_live_primary) = (has_standby_file(data), false);
+    let mut timeline = instance.newest_timeline(control)?;
+    let mut is_standby = has_standby_file(data);
+    // A server that runs but does not let us ask is judged by its files.
+    let mut is_live_primary = !is_standby && instance.running().is_some();
     let end = if let Some(db) = &mut db {
         is_standby = db.in_recovery()?;
         is_live_primary = !is_standby;
@@ -94,9 +101,10 @@ fn ours(
             timeline = standby::timeline(db, instance)?;
         }
         end_of_wal(db, is_standby)?
-    } else if control.state == ClusterState::ShutDown && !is_standby {
-        // The shutdown checkpoint is the last record; a switch point never lies inside it.
-        control.checkpoint
+    } else if control.state == ClusterState::ShutDown && !is_standby && !is_live_primary {
+        // The shutdown checkpoint is the last record, and a switch point never lies inside a record: just
+        // past its beginning is past all points in front of it, and in front of all behind it.
+        Lsn(control.checkpoint.0 + 1)
     } else {
         end_of_files(data, control, version, timeline)?
     };
@@ -111,7 +119,12 @@ fn ours(
 }
 
 /// The end of the WAL in the files of a server that does not run (or lets nobody in).
-fn end_of_files(data: &Path, control: &ControlFile, version: PgVersion, timeline: Timeline) -> Result<Lsn> {
+pub fn end_of_files(
+    data: &Path,
+    control: &ControlFile,
+    version: PgVersion,
+    timeline: Timeline,
+) -> Result<Lsn> {
     let label = fs::read_to_string(data.join("backup_label")).ok();
     let start = match label {
         // A fresh copy: replay begins where the backup did, and there may be no WAL here yet.
@@ -120,8 +133,11 @@ fn end_of_files(data: &Path, control: &ControlFile, version: PgVersion, timeline
     };
     let mut reader = reader(data, control, version, timeline, start)?;
     for record in reader.by_ref() {
-        if record.is_err() {
-            break;
+        match record {
+            Ok(_) => {}
+            // WAL before 10 is not read: beyond every switch point, so that it is copied.
+            Err(Error::WalVersion { .. }) => return Ok(Lsn(u64::MAX)),
+            Err(error) => return Err(error),
         }
     }
     Ok(reader.end().max(control.min_recovery_point))
@@ -183,15 +199,20 @@ impl Cluster {
             .and_then(|mut reader| commits_after(&mut reader, at));
         let point = format!("since {at} of timeline {}", timeline.0);
         match counted {
-            Ok(summary) if summary.count == 0 => Loss::Nothing,
+            // No commit, and read to the end: a damaged page in the middle looks like an end.
+            Ok(summary) if summary.count + summary.prepared == 0 && summary.end >= self.ours.end => {
+                Loss::Nothing
+            }
+            Ok(summary) if summary.count + summary.prepared == 0 => Loss::Something(format!(
+                "possibly commits that the source lacks ({point}; its WAL can be read only to {})",
+                summary.end
+            )),
             Ok(summary) => {
                 let last = summary.last_time.map(|t| t.unix_micros() / 1_000_000);
                 let last = last.map(|t| format!(", the last at {}", time_text(t))).unwrap_or_default();
-                let plural = if summary.count == 1 { "" } else { "s" };
-                Loss::Something(format!(
-                    "{} commit{plural} that the source lacks ({point}{last})",
-                    summary.count
-                ))
+                let count = summary.count + summary.prepared;
+                let plural = if count == 1 { "" } else { "s" };
+                Loss::Something(format!("{count} commit{plural} that the source lacks ({point}{last})"))
             }
             // Stopped right at the point: there is no record behind it.
             Err(Error::WalUnreadable { .. }) if self.ours.end <= at => Loss::Nothing,
@@ -201,8 +222,8 @@ impl Cluster {
         }
     }
 
-    /// Whether somebody has created something here: asked by SQL where the server runs, else told from
-    /// file names, which also counts a rewritten catalogue as data.
+    /// Whether somebody has created something here: told from file names, which also counts a rewritten
+    /// catalogue as data, and asked by SQL where the server runs.
     fn has_user_data(&mut self) -> Result<bool> {
         if let Some(db) = &mut self.db {
             let databases: i64 = db.value(
@@ -210,11 +231,16 @@ impl Cluster {
                 &[],
             )?;
             // 16384 is FirstNormalObjectId: what initdb makes has smaller OIDs.
-            let relations: i64 = db.value(
-                "SELECT count(*) FROM pg_class WHERE oid >= 16384 AND relkind IN ('r', 'p', 'm', 'S', 'f')",
+            let objects: i64 = db.value(
+                "SELECT (SELECT count(*) FROM pg_class WHERE oid >= 16384) \
+                      + (SELECT count(*) FROM pg_proc WHERE oid >= 16384) \
+                      + (SELECT count(*) FROM pg_authid WHERE oid >= 16384) \
+                      + (SELECT count(*) FROM pg_largeobject_metadata)",
                 &[],
             )?;
-            return Ok(databases + relations > 0);
+            if databases + objects > 0 {
+                return Ok(true);
+            }
         }
         let base = self.data.join("base");
         for database in fs::read_dir(&base).on("list", &base)?.flatten() {

@@ -11,7 +11,7 @@ use super::standby::{self, Lag};
 use crate::blurb::Blurb;
 use crate::durable::{self, Lock};
 use crate::error::{Error, Result};
-use crate::postgres::recovery::SLOT_PREFIX;
+use crate::postgres::recovery::{SLOT_PREFIX, last_setting};
 use crate::process;
 use crate::progress::{bytes_text, duration_text};
 use crate::service;
@@ -19,7 +19,7 @@ use crate::sql::{Db, Target};
 use crate::transfer::source::boot_id;
 use crate::transfer::target::Copied;
 use here::Cluster;
-use plan::{Action, Fate, Loss, Plan, Relation, Theirs, Wanted};
+use plan::{Action, Fate, Loss, Plan, Relation, Wanted};
 use serde::Serialize;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -101,7 +101,6 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     if let Some(report) = already_following(context, &mut there, cluster.as_mut(), &slot, options, begin)? {
         return Ok(report);
     }
-    there.check_feeds_standbys(&slot)?;
     let (plan, relation) = decide(&mut there, cluster.as_mut(), options)?;
     check_slot(&mut there, cluster.as_mut(), &slot)?;
     if plan.action == Action::Repoint || instance.config_directory.is_some() {
@@ -154,7 +153,7 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
         }
     };
     standby::wait_until_streaming(context, &mut db)?;
-    clean_up_slots(context, &mut db, &there, former, &slot, was_primary && relation == Relation::Behind);
+    clean_up_slots(context, &mut db, &mut there, former, &slot, was_primary && relation == Relation::Behind);
     let end = there::end_of_wal(&mut there.db, there.in_recovery).ok();
     report.lag = standby::lag(&mut db, end)?;
     report.seconds = begin.elapsed().as_secs_f64();
@@ -282,7 +281,9 @@ fn already_following(
 }
 
 fn decide(there: &mut There, cluster: Option<&mut Cluster>, options: &Options) -> Result<(Plan, Relation)> {
-    let theirs = Theirs { system_id: there.system_id, history: there.history.clone(), end: there.end };
+    // Asked again: a busy primary has gone on since, and we may have received it.
+    there.end = there::end_of_wal(&mut there.db, there.in_recovery)?;
+    let theirs = there.as_seen();
     let Some(cluster) = cluster else {
         return Ok((plan::plan(&Relation::Other, Loss::NoCluster, None, options.wanted)?, Relation::Other));
     };
@@ -360,7 +361,7 @@ fn former_primary(context: Context, cluster: Option<&mut Cluster>) -> Result<Opt
 fn clean_up_slots(
     context: Context,
     db: &mut Db,
-    there: &There,
+    there: &mut There,
     former: Option<Target>,
     slot: &str,
     was_primary: bool,
@@ -377,22 +378,29 @@ fn clean_up_slots(
         }
     }
     if was_primary {
-        // An old primary keeps the slots of its followers, which now follow somebody else.
-        let pattern = format!("{}%", SLOT_PREFIX.replace('_', r"\_"));
-        let sql = "SELECT slot_name::text, pg_drop_replication_slot(slot_name)::text \
-                   FROM pg_replication_slots WHERE slot_name LIKE $1 AND NOT active AND slot_type = 'physical'";
-        match db.rows(sql, &[&pattern]) {
-            Ok(rows) => {
-                for row in rows {
-                    progress
-                        .detail(format!("slot {} of its time as a primary dropped", row.get::<_, String>(0)));
-                }
-            }
-            Err(error) => {
-                progress.warn(format!("slots of its time as a primary could not be dropped: {error}"))
-            }
+        // The slot through which the new primary followed this one would keep WAL here for nobody. Those of
+        // other followers go when they are told to follow the new primary.
+        match its_slot(there) {
+            Ok(Some(slot)) => match standby::drop_slot(db, &slot) {
+                Ok(true) => progress.detail(format!("slot {slot} of its time as a primary dropped")),
+                Ok(false) => {}
+                Err(error) => progress.warn(format!("slot {slot} here could not be dropped: {error}")),
+            },
+            Ok(None) => {}
+            Err(error) => progress.detail(format!("{} did not say which slot it used: {error}", there.name)),
         }
     }
+}
+
+/// The slot that the source used when it was a standby itself: its settings still name it.
+fn its_slot(there: &mut There) -> Result<Option<String>> {
+    let slot = if there.version.shows_recovery_settings() {
+        there.db.setting("primary_slot_name")?
+    } else {
+        let done = there.stream.read_file("recovery.done", 64 * 1024)?.unwrap_or_default();
+        last_setting(&String::from_utf8_lossy(&done), "primary_slot_name")
+    };
+    Ok(slot.filter(|slot| slot.starts_with(SLOT_PREFIX)))
 }
 
 fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, slot: &str) -> Result<Db> {
@@ -418,13 +426,14 @@ fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, slot: 
     let live = match cluster.db.take() {
         Some(db) if can_reload => Some(db),
         _ => {
-            context.progress.step("stopping the server");
-            service::stop(instance)?;
+            stop(context)?;
             None
         }
     };
-    let settings = standby::settings(instance, &there.target, Some(slot), version)?;
+    let slot = version.has_replication_slots().then_some(slot);
+    let settings = standby::settings(instance, &there.target, slot, version)?;
     standby::write_settings(&cluster.data, &settings, version, &[])?;
+    copy::remove_marker(&cluster.data)?;
     match live {
         Some(mut db) => {
             context.progress.step("reloading the standby's settings");
@@ -435,6 +444,8 @@ fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, slot: 
             Ok(db)
         }
         None => {
+            // What it replays from now on may bring the source's password.
+            adopt_password(context, &there.target)?;
             context.progress.step("starting the server as a standby");
             standby::start_and_connect(context)
         }
@@ -462,14 +473,13 @@ fn full(
     options: &Options,
 ) -> Result<(Db, copy::Outcome)> {
     let instance = context.instance;
-    copy::tidy(context, &layout.data)?;
     let was_running = instance.running().is_some();
-    // Our own connection would outlive nothing: the server stops now.
+    let was_live_primary = cluster.as_ref().is_some_and(|cluster| cluster.ours.is_live_primary);
+    // The server's stop would wait for our own connection.
     drop(cluster);
-    if was_running {
-        context.progress.step("stopping the server");
-        service::stop(instance)?;
-    }
+    stop(context)?;
+    let plan = if was_live_primary { &plan_after_stop(context, there, plan, layout, options)? } else { plan };
+    copy::tidy(context, &layout.data)?;
     let sessions = options.ssh_sessions.unwrap_or(instance.ssh_sessions);
     let outcome = match copy::run(context, there, plan, layout, sessions, slot) {
         Ok(outcome) => outcome,
@@ -484,13 +494,54 @@ fn full(
             return Err(error);
         }
     };
-    adopt_password(context, &there.target)?;
     context.progress.step("starting the server as a standby");
     Ok((standby::start_and_connect(context)?, outcome))
 }
 
+fn stop(context: Context) -> Result<()> {
+    if context.instance.running().is_some() {
+        context.progress.step("stopping the server");
+    }
+    // Also when it does not run: supervisor may be about to start it again.
+    service::stop(context.instance)
+}
+
+/// A primary may have been written to between the preflight and its stop. Now that it cannot be any more,
+/// what it holds is judged again: something that was not there before is never removed.
+fn plan_after_stop(
+    context: Context,
+    there: &mut There,
+    plan: &Plan,
+    layout: &copy::Layout,
+    options: &Options,
+) -> Result<Plan> {
+    let verdict = here::look(context).and_then(|cluster| match cluster {
+        Some(mut cluster) => {
+            decide(there, Some(&mut cluster), &Options { wanted: Wanted::Full, ..options.clone() })
+        }
+        None => Ok((plan.clone(), Relation::Other)),
+    });
+    let now = match verdict {
+        Ok((now, _)) => now,
+        Err(error) => {
+            service::start(context.instance)?;
+            return Err(error);
+        }
+    };
+    if now.loses.is_none() || plan.loses.is_some() {
+        return Ok(plan.clone());
+    }
+    let holds = now.loses.clone().unwrap_or_default();
+    if matches!(layout.place, copy::Place::InPlace(_)) {
+        service::start(context.instance)?;
+        return Err(Error::NeedsConfirmation { instance: context.instance.name.clone(), holds });
+    }
+    context.progress.warn(format!("until it stopped it was written to: it holds {holds}, and is kept"));
+    Ok(Plan { fate: Fate::KeptAside, loses: Some(holds), ..plan.clone() })
+}
+
 /// The copied cluster has the source's roles: from now on their password is this instance's.
-fn adopt_password(context: Context, target: &Target) -> Result<()> {
+pub(super) fn adopt_password(context: Context, target: &Target) -> Result<()> {
     let instance = context.instance;
     let Some(password) = &target.password else { return Ok(()) };
     let known = fs::read_to_string(&instance.password_file).unwrap_or_default();

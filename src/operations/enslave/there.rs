@@ -2,6 +2,7 @@
 //! found to be one and the same server. Nothing is changed there.
 
 use super::super::Context;
+use super::plan::Theirs;
 use crate::agent;
 use crate::blurb::Blurb;
 use crate::error::{Error, Result};
@@ -42,6 +43,8 @@ pub struct There {
     pub system_id: SystemId,
     /// The history of its current timeline.
     pub history: History,
+    /// Its history file, from timeline 2 on.
+    pub history_text: Option<String>,
     /// The end of its WAL when it was asked.
     pub end: Lsn,
 }
@@ -91,6 +94,7 @@ pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<
     }
     let data_directory: String = db.value("SELECT current_setting('data_directory')", &[])?;
 
+    check_feeds_standbys(&mut db, &name, &context.instance.slot_name())?;
     let (replication_id, timeline) = sql::check_replication(&target)?;
 
     let agent = agent::ensure(&ssh, context.progress)?;
@@ -104,7 +108,7 @@ pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<
             sql_system: replication_id,
         });
     }
-    let history = history_of(&mut stream, version, timeline)?;
+    let (history, history_text) = history_of(&mut stream, version, timeline)?;
     let end = end_of_wal(&mut db, in_recovery)?;
     Ok(There {
         name,
@@ -118,6 +122,7 @@ pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<
         control,
         version,
         history,
+        history_text,
         end,
         db,
         remote: Box::new(ssh),
@@ -141,19 +146,33 @@ fn control_of(facts: &FactsAnswer) -> Result<ControlFile> {
     ControlFile::parse(&bytes.unwrap_or_default())
 }
 
-fn history_of(stream: &mut Stream, version: PgVersion, timeline: Timeline) -> Result<History> {
+fn history_of(
+    stream: &mut Stream,
+    version: PgVersion,
+    timeline: Timeline,
+) -> Result<(History, Option<String>)> {
     if timeline == Timeline(1) {
-        return Ok(History::root());
+        return Ok((History::root(), None));
     }
     let path = format!("{}/{}", version.wal_directory(), history_file_name(timeline));
     let content = stream.read_file(&path, 1 << 20)?.ok_or(Error::NoHistory { timeline: timeline.0 })?;
-    History::parse(timeline, &String::from_utf8_lossy(&content))
+    let text = String::from_utf8_lossy(&content).into_owned();
+    Ok((History::parse(timeline, &text)?, Some(text)))
 }
 
 impl There {
+    /// What the decision needs to know of it.
+    pub fn as_seen(&self) -> Theirs {
+        Theirs { system_id: self.system_id, history: self.history.clone(), end: self.end }
+    }
+
     /// Why a standby that ends at `end` could not stream on from here; `None` when it can. The server
     /// keeps the WAL from its last checkpoint on and more, so only a name in its directory tells.
     pub fn wal_gap(&mut self, end: Lsn) -> Result<Option<String>> {
+        if end >= self.end {
+            // Nothing is missing; right after a segment switch the next segment does not exist yet.
+            return Ok(None);
+        }
         let size = self.control.wal_segment_size;
         let wanted = end.floor(size.into());
         let directory = self.version.wal_directory();
@@ -164,31 +183,30 @@ impl There {
         });
         Ok((!has).then(|| format!("the source no longer has the WAL from {end}")))
     }
+}
 
-    /// The preflight checks that need only the source: whether it can feed one more standby.
-    pub fn check_feeds_standbys(&mut self, slot: &str) -> Result<()> {
-        let at = self.name.clone();
-        let level = self.db.setting("wal_level")?.unwrap_or_default();
-        if !self.version.wal_level_feeds_standbys(&level) {
-            return Err(Error::WalLevel { at, level, wanted: self.version.standby_wal_level() });
-        }
-        let number = |db: &mut Db, name: &str| -> Result<i64> {
-            Ok(db.setting(name)?.and_then(|value| value.parse().ok()).unwrap_or(0))
-        };
-        let senders: i64 = self.db.value("SELECT count(*) FROM pg_stat_replication", &[])?;
-        let limit = number(&mut self.db, "max_wal_senders")?;
-        if senders >= limit {
-            return Err(Error::NoFreeSender { at, limit });
-        }
-        if !self.version.has_replication_slots() {
-            return Ok(());
-        }
-        let slots: i64 =
-            self.db.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name <> $1", &[&slot])?;
-        let limit = number(&mut self.db, "max_replication_slots")?;
-        if slots >= limit {
-            return Err(Error::NoFreeSlot { at, limit });
-        }
-        Ok(())
+/// The preflight checks that need only the source: whether it can feed one more standby.
+fn check_feeds_standbys(db: &mut Db, name: &str, slot: &str) -> Result<()> {
+    let at = name.to_owned();
+    let level = db.setting("wal_level")?.unwrap_or_default();
+    if !db.version.wal_level_feeds_standbys(&level) {
+        return Err(Error::WalLevel { at, level, wanted: db.version.standby_wal_level() });
     }
+    let number = |db: &mut Db, name: &str| -> Result<i64> {
+        Ok(db.setting(name)?.and_then(|value| value.parse().ok()).unwrap_or(0))
+    };
+    let senders: i64 = db.value("SELECT count(*) FROM pg_stat_replication", &[])?;
+    let limit = number(db, "max_wal_senders")?;
+    if senders >= limit {
+        return Err(Error::NoFreeSender { at, limit });
+    }
+    if !db.version.has_replication_slots() {
+        return Ok(());
+    }
+    let slots: i64 = db.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name <> $1", &[&slot])?;
+    let limit = number(db, "max_replication_slots")?;
+    if slots >= limit {
+        return Err(Error::NoFreeSlot { at, limit });
+    }
+    Ok(())
 }
