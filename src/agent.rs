@@ -23,9 +23,9 @@ pub fn ensure(remote: &dyn Remote, progress: &Progress) -> Result<String> {
         let _ = write!(hash, "{byte:02x}");
     }
     let cached = format!("${{XDG_CACHE_HOME:-$HOME/.cache}}/pgmahout/agent-{hash}");
-    // The markers keep apart what a login profile may print.
+    // The markers keep apart what a login profile may print, whose last line may have no end.
     let probe = format!(
-        "printf 'pgmahout-machine %s\\n' \"$(uname -sm)\"; \
+        "printf '\\npgmahout-machine %s\\n' \"$(uname -sm)\"; \
          for f in \"$HOME/bin/pgmahout\" \"{cached}\"; do \
          if [ -x \"$f\" ] && [ \"$(sha256sum < \"$f\" | cut -c1-64)\" = {hash} ]; then \
          printf 'pgmahout-found %s\\n' \"$f\"; break; fi; done"

@@ -165,6 +165,8 @@ pub enum Error {
     AgentUpload { host: String, why: String },
     /// The agent does not run on that machine.
     OtherMachine { host: String, theirs: String, ours: String },
+    /// The agent there refused or failed, and said how.
+    Relayed { host: String, message: String, hint: Option<String>, exit: u8 },
     /// The agent there reported an error.
     SourceFailed { host: String, why: String },
     // ---- preflight
@@ -534,9 +536,16 @@ impl Error {
             ),
             Error::OtherMachine { host, theirs, ours } => (
                 Failed,
-                format!("{host} is a {}, this machine a {ours}", printable(theirs)),
+                format!("{host} runs {}, this machine {ours}", printable(theirs)),
                 "a data directory can only be copied between machines of one architecture",
             ),
+            Error::Relayed { message, exit, .. } => {
+                let exit = [Failed, Usage, Refused, Unreachable, Exit::Interrupted]
+                    .into_iter()
+                    .find(|known| *known as u8 == *exit)
+                    .unwrap_or(Failed);
+                (exit, printable(message), "")
+            }
             Error::SourceFailed { host, why } => {
                 (Failed, format!("the agent on {host} failed: {}", printable(why)), "")
             }
@@ -733,6 +742,10 @@ impl Error {
                     "if that is expected: ssh-keygen -f '{}' -R '{name}', or --host-key {offered} for this once",
                     file.display()
                 )
+            }
+            Error::Relayed { host, hint, .. } => {
+                let hint = hint.as_deref().map(printable).unwrap_or_default();
+                if hint.is_empty() { format!("so says the agent on {host}") } else { hint }
             }
             Error::WalLevel { wanted, .. } => format!("set wal_level = {wanted} there and restart it"),
             _ => hint.to_owned(),

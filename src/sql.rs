@@ -122,6 +122,12 @@ impl Db {
         Ok(db)
     }
 
+    /// libssh2 leaves what it tried in vain (an OpenSSH key read as PEM) in this thread's OpenSSL error queue,
+    /// where the next TLS read of PostgreSQL's connection would take it for its own.
+    fn forget_others_errors(&self) {
+        drop(openssl::error::ErrorStack::get());
+    }
+
     fn error(&self, e: &postgres::Error) -> Error {
         let why = match e.as_db_error() {
             Some(db) => match db.detail() {
@@ -135,11 +141,13 @@ impl Db {
 
     /// Runs statements that return nothing.
     pub fn run(&mut self, sql: &str) -> Result<()> {
+        self.forget_others_errors();
         self.client.batch_execute(sql).map_err(|e| self.error(&e))
     }
 
     /// All rows.
     pub fn rows(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        self.forget_others_errors();
         self.client.query(sql, parameters).map_err(|e| self.error(&e))
     }
 
@@ -168,6 +176,7 @@ impl Db {
 
     /// The one row of a query that returns exactly one.
     pub fn row(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row> {
+        self.forget_others_errors();
         self.client.query_one(sql, parameters).map_err(|e| self.error(&e))
     }
 
@@ -200,6 +209,7 @@ impl Db {
 
     /// True while the connection works.
     pub fn is_alive(&mut self) -> bool {
+        self.forget_others_errors();
         self.client.is_valid(Duration::from_secs(5)).is_ok()
     }
 }
@@ -264,6 +274,7 @@ pub fn check_replication(target: &Target) -> Result<(String, Timeline)> {
 }
 
 fn identify(target: &Target, mut stream: TcpStream) -> Result<(String, Timeline)> {
+    drop(openssl::error::ErrorStack::get());
     let unreachable = |e: std::io::Error| Error::SqlUnreachable { at: target.at(), why: e.to_string() };
     let mut out = bytes::BytesMut::new();
     frontend::ssl_request(&mut out);
