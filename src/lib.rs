@@ -9,6 +9,7 @@ pub mod blurb;
 pub mod postgres;
 // floor 2
 pub mod durable;
+pub mod nss;
 pub mod process;
 pub mod progress;
 pub mod settings;

@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    pgmahout::nss::files_and_dns_only();
     ExitCode::from(pgmahout::cli::run())
 }
