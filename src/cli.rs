@@ -300,7 +300,10 @@ fn dispatch(cli: Cli) -> Result<()> {
             Ok(())
         }
         Command::Fence { system_id, successor, .. } => {
-            answer(&fence::fence(context, SystemId(system_id), &successor)?);
+            let fenced = fence::fence(context, SystemId(system_id), &successor)?;
+            // On a line of its own, whatever a login profile has printed before it.
+            say("");
+            answer(&fenced);
             Ok(())
         }
         Command::Completions { .. } | Command::Man { .. } | Command::Source => Ok(()),

@@ -213,7 +213,8 @@ fn relayed(host: String, status: i32, said: String) -> Error {
         hint: Option<String>,
         exit: u8,
     }
-    match serde_json::from_str(said.lines().last().unwrap_or_default()) {
+    let json = said.find("{\"error\"").map_or("", |begin| &said[begin..]);
+    match serde_json::from_str(json.trim_end()) {
         Ok(Answer { error: Relayed { message, hint, exit } }) => Error::Relayed { host, message, hint, exit },
         Err(_) => Error::RemoteCommand { host, status, said },
     }

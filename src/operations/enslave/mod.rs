@@ -378,18 +378,31 @@ fn clean_up_slots(
         }
     }
     if was_primary {
-        // The slot through which the new primary followed this one would keep WAL here for nobody. Those of
-        // other followers go when they are told to follow the new primary.
-        match its_slot(there) {
-            Ok(Some(slot)) => match standby::drop_slot(db, &slot) {
+        let outdated = match outdated_slots(there) {
+            Ok(outdated) => outdated,
+            Err(error) => {
+                return progress.warn(format!("{} did not say what slots it has: {error}", there.name));
+            }
+        };
+        for slot in outdated {
+            match standby::drop_slot(db, &slot) {
                 Ok(true) => progress.detail(format!("slot {slot} of its time as a primary dropped")),
                 Ok(false) => {}
                 Err(error) => progress.warn(format!("slot {slot} here could not be dropped: {error}")),
-            },
-            Ok(None) => {}
-            Err(error) => progress.detail(format!("{} did not say which slot it used: {error}", there.name)),
+            }
         }
     }
+}
+
+/// Slots that an old primary has no more use for: the one through which the new primary followed it, and
+/// those of followers that stream from the new primary by now. The slots of the others stay: they may be
+/// about to connect again.
+fn outdated_slots(there: &mut There) -> Result<Vec<String>> {
+    let rows = there.db.rows("SELECT slot_name::text FROM pg_replication_slots WHERE active", &[])?;
+    let mut slots: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    slots.extend(its_slot(there)?);
+    slots.retain(|slot| slot.starts_with(SLOT_PREFIX));
+    Ok(slots)
 }
 
 /// The slot that the source used when it was a standby itself: its settings still name it.

@@ -1,0 +1,30 @@
+//! The end-to-end harness: real PostgreSQL servers, real sshd, the real binary, on loopback.
+//!
+//! A [`Site`] is one test's directory. A [`Host`] in it acts as one machine with one
+//! instance: own home, own sshd, own server. Whatever a test starts ends when its values are dropped,
+//! also when the test panics, and what an interrupted test run left behind is swept by the next one.
+#![allow(dead_code, unused_imports, missing_docs)]
+
+mod account;
+mod agent;
+mod checks;
+mod host;
+mod load;
+mod proxy;
+mod site;
+
+pub use account::{Account, account, must};
+pub use agent::{Output, Run, Running};
+pub use checks::{Snapshot, amcheck, assert_streams, compare, primary_is_clean, snapshot, wait_replayed};
+pub use host::{Host, HostBuilder, Pg};
+pub use load::{Argv, Journal, Pgbench, noise};
+pub use proxy::Proxy;
+pub use site::{Site, SmallDisk, binary, free_port, until};
+
+/// A primary and a fresh instance beside it, both running, of the same version.
+pub fn pair(pg: Pg) -> (Host, Host) {
+    let site = Site::new();
+    let primary = site.host("db.0").pg(pg.clone()).build();
+    let target = site.host("db.1").pg(pg).build();
+    (primary, target)
+}

@@ -1,0 +1,44 @@
+#!/usr/bin/env bats
+# The README's walk-through is run as printed, from a clone in a path with a space.
+
+setup() {
+    root=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
+    clone="$BATS_TEST_TMPDIR/a clone"
+    mkdir "$clone"
+    (cd "$root" && git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$clone")
+    # Built once: the clone's `cargo build` finds it done.
+    export CARGO_TARGET_DIR=$root/target
+    ln -s "$root/target" "$clone/target"
+    # Not below a test's directory: those are root's own, and the instances are another account's.
+    DOTCLOUD_HOME=$(mktemp -d "/tmp/pgmahout readme.XXXXXX")
+    export DOTCLOUD_HOME
+    chmod 755 "$DOTCLOUD_HOME"
+}
+
+teardown() {
+    "$clone/scripts/dotcloud" -A shop destroy --yes >/dev/null 2>&1 || true
+    rm -rf "$DOTCLOUD_HOME"
+}
+
+# The sh blocks of a section, as one script.
+commands_of() {
+    awk -v section="## $1" '
+        /^## / { inside = ($0 == section) }
+        inside && /^```sh$/ { code = 1; next }
+        /^```$/ { code = 0 }
+        code' "$clone/README.md"
+}
+
+@test "the walk-through works as printed" {
+    commands_of "Walk through it" >"$BATS_TEST_TMPDIR/commands"
+    [ "$(grep -c dotcloud "$BATS_TEST_TMPDIR/commands")" -ge 15 ]
+    cd "$clone"
+    run bash -e -o pipefail "$BATS_TEST_TMPDIR/commands"
+    echo "$output"
+    [ "$status" -eq 0 ]
+    [[ $output == *"db.1 streams from db.0"* ]]
+    [[ $output == *"db.2 streams from db.0"* ]]
+    [[ $output == *"db.2 streams from db.1: no data moved"* ]]
+    [[ $output == *"db.0 streams from db.1: no data moved"* ]]
+    [[ $output == *$'\n1001\n'* ]]
+}
