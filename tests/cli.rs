@@ -5,7 +5,6 @@ mod common;
 use common::*;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 fn run(arguments: &[&str]) -> (i32, String, String) {
     let output = Command::new(binary()).args(arguments).env_clear().output().unwrap();
@@ -87,17 +86,10 @@ fn man_pages_and_completions() {
 }
 
 #[test]
-fn the_version_comes_at_once() {
+fn the_version_is_said() {
     let (code, version, _) = run(&["--version"]);
     assert_eq!(code, 0);
     assert_eq!(version, format!("pgmahout {}\n", env!("CARGO_PKG_VERSION")));
-    let quickest = (0..20).map(|_| {
-        let begin = Instant::now();
-        run(&["--version"]);
-        begin.elapsed()
-    });
-    let quickest = quickest.min().unwrap();
-    assert!(quickest < Duration::from_millis(10), "{quickest:?}");
 }
 
 #[test]
@@ -105,7 +97,7 @@ fn it_is_static() {
     let output = Command::new("ldd").arg(binary()).env("LC_ALL", "C").output().unwrap();
     let said =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("not a dynamic executable") || said.contains("statically linked"), "{said}");
+    assert!(said.contains("not a dynamic executable"), "{said}");
 }
 
 /// A directory with nothing but the binary and a hosts file, as a root file system of its own.
@@ -172,6 +164,57 @@ fn it_runs_where_there_is_nothing_else() {
     let (code, said) = enslave(source.blurb().replace("127.0.0.1", "nowhere.test"));
     assert_eq!(code, 4, "{said}");
     assert!(said.contains("the name was not found"), "{said}");
+}
+
+/// A DNS server that knows one name, for as long as it lives.
+fn dns_server(name: &'static str, address: [u8; 4]) -> std::net::Ipv4Addr {
+    let ours = std::net::Ipv4Addr::new(127, 0, 0, 99);
+    let socket =
+        std::net::UdpSocket::bind((ours, 53)).expect("port 53 of 127.0.0.99 is free, and we are root");
+    std::thread::spawn(move || {
+        let mut query = [0u8; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut query) {
+            // Header of 12 bytes, labels with their lengths, a zero, type and class (RFC 1035, 4.1).
+            let labels = query[12..length].iter().position(|byte| *byte == 0).unwrap();
+            let end = 12 + labels + 5;
+            let wire: Vec<u8> =
+                name.split('.').flat_map(|l| [&[l.len() as u8], l.as_bytes()].concat()).collect();
+            let known = query[12..12 + labels] == wire[..];
+            let is_a = query[12 + labels + 2] == 1;
+            let mut answer = query[..2].to_vec();
+            let (code, count) = (if known { 0x80 } else { 0x83 }, u8::from(known && is_a));
+            answer.extend([0x81, code, 0, 1, 0, count, 0, 0, 0, 0]);
+            answer.extend(&query[12..end]);
+            if count == 1 {
+                answer.extend([0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+                answer.extend(address);
+            }
+            let _ = socket.send_to(&answer, from);
+        }
+    });
+    ours
+}
+
+#[test]
+fn names_resolve_by_dns_whatever_nsswitch_wants_to_load() {
+    let bare = Bare::new();
+    let server = dns_server("in-dns.test", [127, 0, 0, 1]);
+    let etc = bare.site.directory.join("root/etc");
+    account().write(&etc.join("resolv.conf"), format!("nameserver {server}\n"), 0o644);
+    // Modules that a static program cannot load, as systemd's and Avahi's packages set them up.
+    let nsswitch = "passwd: systemd files\nhosts: resolve mdns4_minimal [NOTFOUND=return] myhostname dns\n";
+    account().write(&etc.join("nsswitch.conf"), nsswitch, 0o644);
+    let closed = free_port();
+    for (name, why) in [("in-dns.test", "Connection refused"), ("not-in-dns.test", "the name was not found")]
+    {
+        let blurb = format!(
+            "ports:\n-   name: ssh\n    url: ssh://x@{name}:{closed}\n-   name: pgsql\n    url: tcp://{name}:1\n"
+        );
+        account().write(&bare.site.directory.join("root/home/blurb"), blurb, 0o644);
+        let (code, said) = bare.run(&["-D", "/home/data", "enslave", "--info", "/home/blurb"]);
+        assert_eq!(code, 4, "{said}");
+        assert!(said.contains(&format!("could not connect to {name}:{closed} by SSH: {why}")), "{said}");
+    }
 }
 
 #[test]
