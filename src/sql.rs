@@ -236,7 +236,11 @@ fn connection_error(target: &Target, error: &postgres::Error) -> Error {
         None if chain(error).contains("password missing") => {
             refusal(target, "28P01", "no password is known", false)
         }
-        None => Error::SqlUnreachable { at: target.at(), why: chain(error) },
+        None => {
+            let why = chain(error);
+            let why = why.strip_prefix("error connecting to server: ").unwrap_or(&why).to_owned();
+            Error::SqlUnreachable { at: target.at(), why }
+        }
     }
 }
 
