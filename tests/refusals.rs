@@ -173,8 +173,7 @@ fn closed_sql_port() {
     host.target.agent(&["enslave"]).stdin(host.primary.blurb_at(host.primary.ssh_port, closed)).run().fails(
         4,
         &format!(
-            "could not connect to PostgreSQL of the source (127.0.0.1:{closed}): error connecting to server: \
-             Connection refused (os error 111)"
+            "could not connect to PostgreSQL of the source (127.0.0.1:{closed}): Connection refused (os error 111)"
         ),
         "is the server running, and is its port open from here?",
     );
