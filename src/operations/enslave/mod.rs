@@ -487,11 +487,10 @@ fn full(
 ) -> Result<(Db, copy::Outcome)> {
     let instance = context.instance;
     let was_running = instance.running().is_some();
-    let was_live_primary = cluster.as_ref().is_some_and(|cluster| cluster.ours.is_live_primary);
     // The server's stop would wait for our own connection.
     drop(cluster);
     stop(context)?;
-    let plan = if was_live_primary { &plan_after_stop(context, there, plan, layout, options)? } else { plan };
+    let plan = if was_running { &plan_after_stop(context, there, plan, layout, options)? } else { plan };
     copy::tidy(context, &layout.data)?;
     let sessions = options.ssh_sessions.unwrap_or(instance.ssh_sessions);
     let outcome = match copy::run(context, there, plan, layout, sessions, slot) {
@@ -519,8 +518,9 @@ fn stop(context: Context) -> Result<()> {
     service::stop(context.instance)
 }
 
-/// A primary may have been written to between the preflight and its stop. Now that it cannot be any more,
-/// what it holds is judged again: something that was not there before is never removed.
+/// Between the preflight and its stop a primary may have been written to, and a standby may have received
+/// more. Now that nothing comes any more, what it holds is judged again: something that was not there before
+/// is never removed.
 fn plan_after_stop(
     context: Context,
     there: &mut There,
