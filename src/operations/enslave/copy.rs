@@ -397,9 +397,8 @@ fn reserve(db: &mut Db, slot: &str) -> Result<Slot> {
     if !version.has_replication_slots() {
         return Ok(Slot::None);
     }
-    // What is left of an earlier attempt or an earlier life keeps WAL from long ago.
-    standby::drop_slot(db, slot)?;
-    let in_use: i64 = db.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1", &[&slot])?;
+    let in_use: i64 =
+        db.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active", &[&slot])?;
     if in_use > 0 {
         return Err(Error::SlotInUse { slot: slot.to_owned() });
     }
@@ -422,31 +421,39 @@ fn reserve(db: &mut Db, slot: &str) -> Result<Slot> {
     Ok(Slot::Permanent { name: slot.to_owned(), keep: false })
 }
 
-/// What the copy leaves: the new cluster is in PGDATA.
-#[derive(Debug)]
-pub struct Outcome {
-    /// Files and bytes.
-    pub copied: Copied,
-    /// Where the old cluster is kept.
-    pub kept: Option<PathBuf>,
-}
-
-/// Copies the source and puts the copy in PGDATA's place, ready to start as a standby. The server here
-/// must be stopped.
+/// Copies the source, ready to start as a standby but not in PGDATA's place yet. The server here must be
+/// stopped. When it fails, nothing of the copy is left beside PGDATA.
 pub fn run(
     context: Context,
     there: &mut There,
-    plan: &Plan,
     layout: &Layout,
     sessions: usize,
     slot: &str,
-) -> Result<Outcome> {
-    let progress = context.progress;
+) -> Result<Copied> {
     let root = match &layout.place {
         Place::Beside(staging) => staging.clone(),
         Place::InPlace(_) => layout.data.clone(),
     };
-    prepare(layout, &root)?;
+    let outcome =
+        prepare(layout, &root).and_then(|()| copy_into(context, there, layout, &root, sessions, slot));
+    if let (Err(_), Place::Beside(staging)) = (&outcome, &layout.place) {
+        let outside = unfinished_tablespaces(staging);
+        if let Err(error) = remove_copy(staging, &outside) {
+            context.progress.warn(format!("what was copied is still there: {error}"));
+        }
+    }
+    outcome
+}
+
+fn copy_into(
+    context: Context,
+    there: &mut There,
+    layout: &Layout,
+    root: &Path,
+    sessions: usize,
+    slot: &str,
+) -> Result<Copied> {
+    let progress = context.progress;
     let There { db, version, target, control, name, history, history_text, .. } = there;
     let There { remote, agent, data_directory, facts, .. } = there;
     let (version, timeline) = (*version, &history.timeline);
@@ -458,14 +465,14 @@ pub fn run(
     let mut first = streams.remove(0);
     let stream = &mut first;
     let outcome = (|| {
-        let mut roots = Roots(BTreeMap::from([(0, root.clone())]));
+        let mut roots = Roots(BTreeMap::from([(0, root.to_owned())]));
         for (oid, on_source, here) in &layout.tablespaces {
             let inside = here.starts_with(&layout.data);
             let path = if inside { root.join(on_source) } else { here.clone() };
             roots.0.insert(*oid, path);
         }
         let work =
-            take_manifest(stream, &root, &roots, layout, version.num(), version.has_nonexclusive_backup())?;
+            take_manifest(stream, root, &roots, layout, version.num(), version.has_nonexclusive_backup())?;
         progress.step(format!(
             "copying {} in {} files over {} SSH session{}",
             bytes_text(work.bytes),
@@ -492,29 +499,18 @@ pub fn run(
         if !version.reserves_slot_at_once() {
             copy_wal(stream, &mut streams, &roots, control, version, progress)?;
         }
-        keep_own_files(context, layout, &root, version, target, slot)?;
+        keep_own_files(context, layout, root, version, target, slot)?;
         progress.step("syncing to disk");
-        sync(&root, layout)?;
+        sync(root, layout)?;
         // As late as can be: a slot that lasts, for a copy that is not there yet, would be nobody's.
         backup.keep_slot()?;
-        write_control(&root, &control_bytes)?;
+        write_control(root, &control_bytes)?;
         Ok(copied)
     })();
-    let copied = match outcome {
-        Ok(copied) => copied,
-        Err(error) => {
-            backup.disown_slot();
-            drop(backup);
-            if let Place::Beside(staging) = &layout.place {
-                let outside = unfinished_tablespaces(staging);
-                let _ = remove_copy(staging, &outside);
-            }
-            return Err(error);
-        }
-    };
-    drop(backup);
-    let kept = put_in_place(context, layout, plan, &there.target)?;
-    Ok(Outcome { copied, kept })
+    if outcome.is_err() {
+        backup.disown_slot();
+    }
+    outcome
 }
 
 fn outside(layout: &Layout) -> impl Iterator<Item = &PathBuf> {
@@ -746,19 +742,25 @@ fn sync(root: &Path, layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-fn put_in_place(context: Context, layout: &Layout, plan: &Plan, target: &Target) -> Result<Option<PathBuf>> {
+/// True while the copy lies beside PGDATA and the old cluster, untouched, in it.
+pub fn is_pending(layout: &Layout) -> bool {
+    matches!(&layout.place, Place::Beside(staging) if staging.join(MARKER).exists())
+}
+
+/// Puts the copy in PGDATA's place; gives where the old cluster is kept, if it is.
+pub fn put_in_place(
+    context: Context,
+    layout: &Layout,
+    plan: &Plan,
+    target: &Target,
+) -> Result<Option<PathBuf>> {
     let data = &layout.data;
-    let Place::Beside(staging) = &layout.place else {
-        remove_marker(data)?;
-        super::adopt_password(context, target)?;
-        return Ok(None);
-    };
+    let arrived = || remove_marker(data).and_then(|()| super::adopt_password(context, target));
+    let Place::Beside(staging) = &layout.place else { return arrived().map(|()| None) };
     // Links into PGDATA itself were made with PGDATA's final name, so they hold after the exchange.
     if !data.exists() {
         durable::rename(staging, data)?;
-        remove_marker(data)?;
-        super::adopt_password(context, target)?;
-        return Ok(None);
+        return arrived().map(|()| None);
     }
     let mut fate = plan.fate;
     if context.instance.running().is_some() {
@@ -769,8 +771,7 @@ fn put_in_place(context: Context, layout: &Layout, plan: &Plan, target: &Target)
         // And what it wrote meanwhile nobody has judged.
         fate = Fate::KeptAside;
     }
-    let old_tablespaces = existing_tablespaces(data);
-    let old_wal = layout.wal_link.clone();
+    let leftovers = Leftovers::of(data, layout);
     if !durable::exchange(staging, data)? {
         let aside = aside(data);
         durable::rename(data, &aside)?;
@@ -778,30 +779,55 @@ fn put_in_place(context: Context, layout: &Layout, plan: &Plan, target: &Target)
         durable::rename(&aside, staging)?;
     }
     // `staging` is the old cluster now.
-    remove_marker(data)?;
-    super::adopt_password(context, target)?;
+    arrived()?;
     if fate == Fate::KeptAside {
         let aside = aside(data);
         durable::rename(staging, &aside)?;
         return Ok(Some(aside));
     }
     context.progress.detail("removing the old cluster");
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let in_use: Vec<_> = layout.tablespaces.iter().map(|(_, _, here)| real(here)).collect();
-    let control = fs::read(staging.join("global/pg_control")).on("read", staging)?;
-    let catalog = ControlFile::parse(&control)?.catalog_version;
-    let major = fs::read_to_string(staging.join("PG_VERSION")).on("read", staging)?;
-    for path in old_tablespaces.values().map(|path| real(path)) {
-        if in_use.contains(&path) || path.starts_with(real(data)) {
-            continue;
-        }
-        // Only what this cluster put there: clusters of other versions may share the directory.
-        durable::remove_tree(&path.join(format!("PG_{}_{catalog}", major.trim())))?;
-    }
-    durable::write(&staging.join(MARKER), b"to be removed\n", 0o600)?;
-    durable::remove_tree(staging)?;
-    if let Some((old, _)) = old_wal {
-        durable::remove_tree(&old)?;
+    if let Err(error) = leftovers.remove(staging) {
+        context.progress.warn(format!("the old cluster could not be removed whole: {error}"));
     }
     Ok(None)
+}
+
+/// What an old cluster has outside its PGDATA.
+struct Leftovers {
+    /// Its own directories in its tablespaces.
+    tablespaces: Vec<PathBuf>,
+    /// Its WAL, on a disk of its own.
+    wal: Option<PathBuf>,
+}
+
+impl Leftovers {
+    fn of(data: &Path, layout: &Layout) -> Leftovers {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let in_use: Vec<_> = layout.tablespaces.iter().map(|(_, _, here)| real(here)).collect();
+        // Only what this cluster put there: clusters of other versions may share the directory.
+        let own = fs::read_to_string(data.join("PG_VERSION")).ok().and_then(|major| {
+            let control = ControlFile::parse(&fs::read(data.join("global/pg_control")).ok()?).ok()?;
+            Some(format!("PG_{}_{}", major.trim(), control.catalog_version))
+        });
+        let outside = existing_tablespaces(data)
+            .into_values()
+            .map(|path| real(&path))
+            .filter(|path| !in_use.contains(path) && !path.starts_with(real(data)));
+        let unfinished =
+            unfinished_tablespaces(data).into_iter().filter(|path| !in_use.contains(&real(path)));
+        let tablespaces = match own {
+            Some(own) => outside.map(|path| path.join(&own)).collect(),
+            None => unfinished.collect(),
+        };
+        Leftovers { tablespaces, wal: layout.wal_link.as_ref().map(|(old, _)| old.clone()) }
+    }
+
+    fn remove(&self, old: &Path) -> Result<()> {
+        // Were it to break off here, the next run finishes it.
+        durable::write(&old.join(MARKER), b"to be removed\n", 0o600)?;
+        for path in self.tablespaces.iter().chain(&self.wal) {
+            durable::remove_tree(path)?;
+        }
+        durable::remove_tree(old)
+    }
 }

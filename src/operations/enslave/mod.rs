@@ -146,9 +146,9 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     let mut db = match layout {
         None => repoint(context, &mut there, cluster, &slot)?,
         Some(layout) => {
-            let (db, outcome) = full(context, &mut there, cluster, &plan, &layout, &slot, options)?;
-            report.copied = Some(outcome.copied);
-            report.kept = outcome.kept;
+            let (db, copied, kept) = full(context, &mut there, cluster, &plan, &layout, &slot, options)?;
+            report.copied = Some(copied);
+            report.kept = kept;
             db
         }
     };
@@ -484,7 +484,7 @@ fn full(
     layout: &copy::Layout,
     slot: &str,
     options: &Options,
-) -> Result<(Db, copy::Outcome)> {
+) -> Result<(Db, Copied, Option<PathBuf>)> {
     let instance = context.instance;
     let was_running = instance.running().is_some();
     // The server's stop would wait for our own connection.
@@ -493,21 +493,22 @@ fn full(
     let plan = if was_running { &plan_after_stop(context, there, plan, layout, options)? } else { plan };
     copy::tidy(context, &layout.data)?;
     let sessions = options.ssh_sessions.unwrap_or(instance.ssh_sessions);
-    let outcome = match copy::run(context, there, plan, layout, sessions, slot) {
-        Ok(outcome) => outcome,
-        Err(error) => {
-            let intact = matches!(layout.place, copy::Place::Beside(_));
-            if was_running && intact && instance.running().is_none() {
-                context.progress.step("the old cluster is untouched; starting it again");
-                if let Err(again) = service::start(instance) {
-                    context.progress.warn(format!("it did not start: {again}"));
-                }
+    let in_place = matches!(layout.place, copy::Place::InPlace(_));
+    let restart = |error: Error| {
+        if was_running && instance.running().is_none() {
+            context.progress.step("the old cluster is untouched; starting it again");
+            if let Err(again) = service::start(instance) {
+                context.progress.warn(format!("it did not start: {again}"));
             }
-            return Err(error);
         }
+        error
     };
+    let copied = copy::run(context, there, layout, sessions, slot)
+        .map_err(|error| if in_place { error } else { restart(error) })?;
+    let kept = copy::put_in_place(context, layout, plan, &there.target)
+        .map_err(|error| if copy::is_pending(layout) { restart(error) } else { error })?;
     context.progress.step("starting the server as a standby");
-    Ok((standby::start_and_connect(context)?, outcome))
+    Ok((standby::start_and_connect(context)?, copied, kept))
 }
 
 fn stop(context: Context) -> Result<()> {
