@@ -255,16 +255,12 @@ pub fn amcheck(primary: &Host, host: &Host) {
 #[track_caller]
 pub fn assert_streams(primary: &Host, standby: &Host) {
     assert!(standby.is_standby(), "{} is a standby", standby.name);
-    until(&format!("{} streams", standby.name), 20, || {
-        standby.one("SELECT status FROM pg_stat_wal_receiver") == "streaming"
+    // All at once: where the timeline switches, the receiver connects anew.
+    until(&format!("{} streams from {} through its slot", standby.name, primary.name), 20, || {
+        let seen = standby.one(
+            "SELECT status || ' ' || substring(conninfo from 'port=(\\d+)') || ' ' || slot_name FROM pg_stat_wal_receiver",
+        );
+        let Some(slot) = seen.strip_prefix(&format!("streaming {} ", primary.port)) else { return false };
+        primary.one(&format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'")) == "t"
     });
-    let port = standby.one("SELECT substring(conninfo from 'port=(\\d+)') FROM pg_stat_wal_receiver");
-    assert_eq!(port, primary.port.to_string(), "where {} streams from", standby.name);
-    let slot = standby.one("SELECT slot_name FROM pg_stat_wal_receiver");
-    assert_eq!(
-        primary.one(&format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'")),
-        "t",
-        "the slot {slot:?} on {}",
-        primary.name
-    );
 }
