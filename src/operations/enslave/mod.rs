@@ -3,7 +3,9 @@
 
 pub mod copy;
 pub mod here;
+pub mod place;
 pub mod plan;
+pub mod session;
 pub mod there;
 
 use super::Context;
@@ -107,7 +109,7 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
         check_settings(context, &mut there, cluster.as_mut())?;
     }
     let layout = match plan.action {
-        Action::Full => Some(copy::layout(context, &mut there, &plan, &mapping(context, options))?),
+        Action::Full => Some(place::layout(context, &mut there, &plan, &mapping(context, options))?),
         Action::Repoint => None,
     };
     let mut report = Report {
@@ -446,7 +448,7 @@ fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, slot: 
     let slot = version.has_replication_slots().then_some(slot);
     let settings = standby::settings(instance, &there.target, slot, version)?;
     standby::write_settings(&cluster.data, &settings, version, &[])?;
-    copy::remove_marker(&cluster.data)?;
+    place::remove_marker(&cluster.data)?;
     match live {
         Some(mut db) => {
             context.progress.step("reloading the standby's settings");
@@ -481,7 +483,7 @@ fn full(
     there: &mut There,
     cluster: Option<Cluster>,
     plan: &Plan,
-    layout: &copy::Layout,
+    layout: &place::Layout,
     slot: &str,
     options: &Options,
 ) -> Result<(Db, Copied, Option<PathBuf>)> {
@@ -491,9 +493,9 @@ fn full(
     drop(cluster);
     stop(context)?;
     let plan = if was_running { &plan_after_stop(context, there, plan, layout, options)? } else { plan };
-    copy::tidy(context, &layout.data)?;
+    place::tidy(context, &layout.data)?;
     let sessions = options.ssh_sessions.unwrap_or(instance.ssh_sessions);
-    let in_place = matches!(layout.place, copy::Place::InPlace(_));
+    let in_place = matches!(layout.place, place::Place::InPlace(_));
     let restart = |error: Error| {
         if was_running && instance.running().is_none() {
             context.progress.step("the old cluster is untouched; starting it again");
@@ -505,8 +507,8 @@ fn full(
     };
     let copied = copy::run(context, there, layout, sessions, slot)
         .map_err(|error| if in_place { error } else { restart(error) })?;
-    let kept = copy::put_in_place(context, layout, plan, &there.target)
-        .map_err(|error| if copy::is_pending(layout) { restart(error) } else { error })?;
+    let kept = place::put_in_place(context, layout, plan, &there.target)
+        .map_err(|error| if place::is_pending(layout) { restart(error) } else { error })?;
     context.progress.step("starting the server as a standby");
     Ok((standby::start_and_connect(context)?, copied, kept))
 }
@@ -526,7 +528,7 @@ fn plan_after_stop(
     context: Context,
     there: &mut There,
     plan: &Plan,
-    layout: &copy::Layout,
+    layout: &place::Layout,
     options: &Options,
 ) -> Result<Plan> {
     let verdict = here::look(context).and_then(|cluster| match cluster {
@@ -546,7 +548,7 @@ fn plan_after_stop(
         return Ok(plan.clone());
     }
     let holds = now.loses.clone().unwrap_or_default();
-    if matches!(layout.place, copy::Place::InPlace(_)) {
+    if matches!(layout.place, place::Place::InPlace(_)) {
         service::start(context.instance)?;
         return Err(Error::NeedsConfirmation { instance: context.instance.name.clone(), holds });
     }

@@ -1,0 +1,368 @@
+//! Owns where a full copy lies: beside PGDATA until the two are exchanged in one atomic step, its
+//! tablespaces, what an earlier run has left, and what becomes of the old cluster.
+
+use super::super::Context;
+use super::plan::{Fate, Plan};
+use super::there::There;
+use crate::durable::{self, Context as _};
+use crate::error::{Error, Result};
+use crate::postgres::control::ControlFile;
+use crate::progress::time_text;
+use crate::service;
+use crate::sql::Target;
+use crate::transfer::protocol::{EntryKind, List};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Stands in a copy until it is in PGDATA, complete: a directory beside PGDATA that has it was never
+/// exchanged, one without it is an old cluster. Its lines name the tablespace directories of the copy.
+pub const MARKER: &str = ".pgmahout-incomplete";
+
+/// Where the copy goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Into this directory beside PGDATA, to be exchanged.
+    Beside(PathBuf),
+    /// Into PGDATA itself, which is emptied first: why.
+    InPlace(&'static str),
+}
+
+/// What the copy will need, measured before anything is changed.
+pub struct Layout {
+    /// PGDATA.
+    pub data: PathBuf,
+    /// Where the copy goes.
+    pub place: Place,
+    /// Tablespaces: OID, where on the source, where here.
+    pub tablespaces: Vec<(u32, String, PathBuf)>,
+    /// Bytes of the source's files.
+    pub bytes: u64,
+    /// Where pg_wal lies when it is a symbolic link here, and where the new one will.
+    pub wal_link: Option<(PathBuf, PathBuf)>,
+}
+
+/// Bytes beyond the copy itself that have to be free: room for the WAL that arrives meanwhile.
+const MARGIN: u64 = 64 << 20;
+
+/// Measures the source and finds the place for the copy.
+pub fn layout(
+    context: Context,
+    there: &mut There,
+    plan: &Plan,
+    mapping: &[(PathBuf, PathBuf)],
+) -> Result<Layout> {
+    let data = context.instance.data_directory()?;
+    let mut sizes: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut tablespaces = Vec::new();
+    let version = there.version;
+    there.stream.list(&list(there.version.num(), version.has_nonexclusive_backup()), |entry| {
+        match entry.kind {
+            EntryKind::Tablespace if entry.size == 1 => {
+                tablespaces.push((entry.root, entry.path.clone(), None));
+            }
+            EntryKind::Tablespace => tablespaces.push((entry.root, entry.path.clone(), Some(()))),
+            // Whole blocks, as they will lie on the disk.
+            _ => *sizes.entry(entry.root).or_default() += entry.size.next_multiple_of(4096),
+        }
+        Ok(())
+    })?;
+    let existing = existing_tablespaces(&data);
+    let unfinished = [unfinished_tablespaces(&staging(&data)), unfinished_tablespaces(&data)].concat();
+    let mut placed = Vec::new();
+    let mut inside = 0;
+    for (oid, on_source, outside) in tablespaces {
+        match outside {
+            None => {
+                inside += sizes.get(&oid).copied().unwrap_or(0);
+                placed.push((oid, on_source.clone(), data.join(&on_source)));
+            }
+            Some(()) => {
+                let here = place_tablespace(context, &on_source, mapping, &existing, &unfinished, oid)?;
+                placed.push((oid, on_source, here));
+            }
+        }
+    }
+    let in_data = sizes.get(&0).copied().unwrap_or(0) + inside;
+    let bytes = sizes.values().sum();
+    let place = find_place(&data, in_data, plan)?;
+    for (oid, _, here) in placed.iter().filter(|(_, _, here)| !here.starts_with(&data)) {
+        let needed = sizes.get(oid).copied().unwrap_or(0) + MARGIN;
+        let available = durable::available_space(here)?;
+        if available < needed {
+            return Err(Error::NoSpace { path: here.clone(), needed, available });
+        }
+    }
+    let wal = data.join(version.wal_directory());
+    let is_link = fs::symlink_metadata(&wal).is_ok_and(|m| m.is_symlink());
+    let wal_link = is_link.then(|| wal.canonicalize().ok()).flatten().map(|old| {
+        let new = new_wal_directory(&old);
+        (old, new)
+    });
+    Ok(Layout { data, place, tablespaces: placed, bytes, wal_link })
+}
+
+/// The request for the files of a base backup.
+pub fn list(version: u32, has_nonexclusive_backup: bool) -> List {
+    List { version, wal_from: None, with_backup_label: !has_nonexclusive_backup }
+}
+
+/// Tablespace links of the cluster that is here now.
+fn existing_tablespaces(data: &Path) -> BTreeMap<u32, PathBuf> {
+    let links = fs::read_dir(data.join("pg_tblspc")).into_iter().flatten().flatten();
+    links
+        .filter_map(|entry| {
+            Some((entry.file_name().to_str()?.parse().ok()?, fs::read_link(entry.path()).ok()?))
+        })
+        .collect()
+}
+
+/// The tablespace directories of a copy that was not completed, as its marker names them.
+pub fn unfinished_tablespaces(root: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(root.join(MARKER)).unwrap_or_default();
+    text.lines().filter(|line| line.starts_with('/')).map(PathBuf::from).collect()
+}
+
+/// Says in `root` that it is a copy, and where its other directories are.
+pub fn write_marker(root: &Path, layout: &Layout) -> Result<()> {
+    let wal = layout.wal_link.iter().map(|(_, new)| new);
+    let lines: String = outside(layout).chain(wal).map(|here| format!("{}\n", here.display())).collect();
+    durable::write(&root.join(MARKER), lines.as_bytes(), 0o600)
+}
+
+/// The tablespaces that do not lie in PGDATA.
+pub fn outside(layout: &Layout) -> impl Iterator<Item = &PathBuf> {
+    layout.tablespaces.iter().map(|(_, _, here)| here).filter(|here| !here.starts_with(&layout.data))
+}
+
+/// Where a tablespace goes: where the mapping says, else where it is on the source. It must be empty or
+/// absent: on one machine the source's own directory stands there.
+fn place_tablespace(
+    context: Context,
+    on_source: &str,
+    mapping: &[(PathBuf, PathBuf)],
+    existing: &BTreeMap<u32, PathBuf>,
+    unfinished: &[PathBuf],
+    oid: u32,
+) -> Result<PathBuf> {
+    let mapped = mapping.iter().find(|(old, _)| old == Path::new(on_source)).map(|(_, new)| new.clone());
+    let mut here = mapped.unwrap_or_else(|| PathBuf::from(on_source));
+    if existing.get(&oid) == Some(&here) && !is_empty_or_absent(&here)? {
+        // Our own old copy of it: the new one lies beside, for the old one must stay whole until then.
+        let stamp = std::process::id();
+        here = here.with_file_name(format!(
+            "{}.pgmahout-{stamp}",
+            here.file_name().unwrap_or_default().to_string_lossy()
+        ));
+        context.progress.detail(format!("tablespace {on_source} goes to {}", here.display()));
+    }
+    // What a copy that broke off has left there is emptied before the next one begins.
+    if unfinished.contains(&here) || is_empty_or_absent(&here)? {
+        Ok(here)
+    } else {
+        Err(Error::TablespaceTaken { on_source: on_source.to_owned(), here })
+    }
+}
+
+fn is_empty_or_absent(path: &Path) -> Result<bool> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(e) => Err(e).on("list", path),
+    }
+}
+
+/// A name for new WAL beside the old one, which stays whole, on the disk that was made for it.
+fn new_wal_directory(old: &Path) -> PathBuf {
+    let base = old.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let base = base.split(".pgmahout-").next().unwrap_or_default();
+    let candidates = (1..).map(|n| old.with_file_name(format!("{base}.pgmahout-{n}")));
+    candidates.into_iter().find(|path| !path.exists()).expect("there are enough numbers")
+}
+
+fn find_place(data: &Path, needed: u64, plan: &Plan) -> Result<Place> {
+    let available = durable::available_space(data)?;
+    let needed = needed + MARGIN;
+    let disposable = matches!(plan.fate, Fate::Removed | Fate::None);
+    let mount_point = data.exists() && durable::is_mount_point(data);
+    if available >= needed && !mount_point {
+        return Ok(Place::Beside(staging(data)));
+    }
+    let own = if data.exists() { tree_size(data) } else { 0 };
+    if disposable && available + own >= needed {
+        let why = if mount_point { "it is a mount point" } else { "there is no room for two" };
+        return Ok(Place::InPlace(why));
+    }
+    if mount_point && available >= needed {
+        return Err(Error::MountPoint { path: data.into() });
+    }
+    Err(Error::NoSpace { path: data.into(), needed, available })
+}
+
+/// Where the copy is made: a sibling, so that a rename moves it.
+pub fn staging(data: &Path) -> PathBuf {
+    suffixed(data, "pgmahout-new")
+}
+
+fn suffixed(data: &Path, suffix: &str) -> PathBuf {
+    let name = data.file_name().unwrap_or_default().to_string_lossy();
+    data.with_file_name(format!("{name}.{suffix}"))
+}
+
+fn tree_size(path: &Path) -> u64 {
+    let mut sum = 0;
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let Ok(metadata) = entry.metadata() else { continue };
+        sum += if metadata.is_dir() { tree_size(&entry.path()) } else { metadata.blocks() * 512 };
+    }
+    sum
+}
+
+/// What an earlier run has left beside PGDATA: a copy that was not completed is removed, an old cluster
+/// that was exchanged but not yet moved to its final name gets it.
+pub fn tidy(context: Context, data: &Path) -> Result<()> {
+    let staging = staging(data);
+    if !staging.exists() {
+        return Ok(());
+    }
+    if staging.join(MARKER).exists() || is_empty_or_absent(&staging)? {
+        context.progress.step("removing an earlier copy that was not completed");
+        let outside = unfinished_tablespaces(&staging);
+        remove_copy(&staging, &outside)?;
+    } else {
+        let aside = aside(data);
+        context.progress.warn(format!("an old cluster was found and is kept in {}", aside.display()));
+        durable::rename(&staging, &aside)?;
+    }
+    Ok(())
+}
+
+fn aside(data: &Path) -> PathBuf {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let stamp: String = time_text(now as i64).chars().filter(char::is_ascii_digit).collect();
+    suffixed(data, &format!("pgmahout-old-{stamp}"))
+}
+
+/// Removes a copy with the tablespace directories that its links name.
+pub fn remove_copy(root: &Path, tablespaces: &[PathBuf]) -> Result<()> {
+    for path in tablespaces {
+        empty_directory(path)?;
+    }
+    durable::remove_tree(root)
+}
+
+/// Empties a directory; one that we have named ourselves goes too.
+pub fn empty_directory(path: &Path) -> Result<()> {
+    if path.file_name().is_some_and(|name| name.to_string_lossy().contains(".pgmahout-")) {
+        return durable::remove_tree(path);
+    }
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            durable::remove_tree(&path)?;
+        } else {
+            fs::remove_file(&path).on("remove", &path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The copy is in PGDATA and complete.
+pub fn remove_marker(data: &Path) -> Result<()> {
+    let marker = data.join(MARKER);
+    match fs::remove_file(&marker) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.on("remove", &marker).and_then(|()| durable::sync_directory(data)),
+    }
+}
+
+/// True while the copy lies beside PGDATA and the old cluster, untouched, in it.
+pub fn is_pending(layout: &Layout) -> bool {
+    matches!(&layout.place, Place::Beside(staging) if staging.join(MARKER).exists())
+}
+
+/// Puts the copy in PGDATA's place; gives where the old cluster is kept, if it is.
+pub fn put_in_place(
+    context: Context,
+    layout: &Layout,
+    plan: &Plan,
+    target: &Target,
+) -> Result<Option<PathBuf>> {
+    let data = &layout.data;
+    let arrived = || remove_marker(data).and_then(|()| super::adopt_password(context, target));
+    let Place::Beside(staging) = &layout.place else { return arrived().map(|()| None) };
+    // Links into PGDATA itself were made with PGDATA's final name, so they hold after the exchange.
+    if !data.exists() {
+        durable::rename(staging, data)?;
+        return arrived().map(|()| None);
+    }
+    let mut fate = plan.fate;
+    if context.instance.running().is_some() {
+        // Somebody, or supervisor after a push, has started the old cluster meanwhile: a server must never
+        // find another directory under its feet.
+        context.progress.step("the server was started meanwhile; stopping it again");
+        service::stop(context.instance)?;
+        // And what it wrote meanwhile nobody has judged.
+        fate = Fate::KeptAside;
+    }
+    let leftovers = Leftovers::of(data, layout);
+    if !durable::exchange(staging, data)? {
+        let aside = aside(data);
+        durable::rename(data, &aside)?;
+        durable::rename(staging, data)?;
+        durable::rename(&aside, staging)?;
+    }
+    // `staging` is the old cluster now.
+    arrived()?;
+    if fate == Fate::KeptAside {
+        let aside = aside(data);
+        durable::rename(staging, &aside)?;
+        return Ok(Some(aside));
+    }
+    context.progress.detail("removing the old cluster");
+    if let Err(error) = leftovers.remove(staging) {
+        context.progress.warn(format!("the old cluster could not be removed whole: {error}"));
+    }
+    Ok(None)
+}
+
+/// What an old cluster has outside its PGDATA.
+struct Leftovers {
+    /// Its own directories in its tablespaces.
+    tablespaces: Vec<PathBuf>,
+    /// Its WAL, on a disk of its own.
+    wal: Option<PathBuf>,
+}
+
+impl Leftovers {
+    fn of(data: &Path, layout: &Layout) -> Leftovers {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let in_use: Vec<_> = layout.tablespaces.iter().map(|(_, _, here)| real(here)).collect();
+        // Only what this cluster put there: clusters of other versions may share the directory.
+        let own = fs::read_to_string(data.join("PG_VERSION")).ok().and_then(|major| {
+            let control = ControlFile::parse(&fs::read(data.join("global/pg_control")).ok()?).ok()?;
+            Some(format!("PG_{}_{}", major.trim(), control.catalog_version))
+        });
+        let outside = existing_tablespaces(data)
+            .into_values()
+            .map(|path| real(&path))
+            .filter(|path| !in_use.contains(path) && !path.starts_with(real(data)));
+        let unfinished =
+            unfinished_tablespaces(data).into_iter().filter(|path| !in_use.contains(&real(path)));
+        let tablespaces = match own {
+            Some(own) => outside.map(|path| path.join(&own)).collect(),
+            None => unfinished.collect(),
+        };
+        Leftovers { tablespaces, wal: layout.wal_link.as_ref().map(|(old, _)| old.clone()) }
+    }
+
+    fn remove(&self, old: &Path) -> Result<()> {
+        // Were it to break off here, the next run finishes it.
+        durable::write(&old.join(MARKER), b"to be removed\n", 0o600)?;
+        for path in self.tablespaces.iter().chain(&self.wal) {
+            durable::remove_tree(path)?;
+        }
+        durable::remove_tree(old)
+    }
+}

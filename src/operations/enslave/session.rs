@@ -1,0 +1,169 @@
+//! Owns the base backup on the source: the SQL session that it belongs to and the slot that keeps its WAL.
+//! Both end with the session, however we end.
+
+use super::super::{Context, standby};
+use crate::error::{Error, Result};
+use crate::postgres::backup::BackupCalls;
+use crate::progress::Progress;
+use crate::sql::{Db, Target};
+
+/// A base backup that is running, and the slot that keeps its WAL.
+pub struct Backup<'a> {
+    db: &'a mut Db,
+    calls: BackupCalls,
+    slot: Slot,
+    running: bool,
+    target: Target,
+    progress: &'a Progress,
+}
+
+/// How the slot is held.
+enum Slot {
+    /// Versions without slots: WAL is copied after the stop.
+    None,
+    /// Temporary, gone with the session; copied into the permanent one at the end.
+    Temporary { temporary: String, permanent: String },
+    /// Permanent from the start; dropped by us when the copy fails.
+    Permanent { name: String, keep: bool },
+}
+
+impl Backup<'_> {
+    /// Reserves the WAL and begins the backup.
+    pub fn start<'a>(
+        context: Context<'a>,
+        db: &'a mut Db,
+        target: &Target,
+        slot: &str,
+    ) -> Result<Backup<'a>> {
+        let version = db.version;
+        let calls = BackupCalls::of(version);
+        let label = format!("pgmahout {}", context.instance.name);
+        if calls.exclusive {
+            end_own_exclusive_backup(db, &label)?;
+        }
+        // The backup's start waits for a checkpoint, which takes as long as the disks need.
+        db.run("SET statement_timeout = '1h'")?;
+        // The session sits idle for the whole copy; without it there is no backup.
+        db.rows(
+            "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'",
+            &[],
+        )?;
+        let slot = reserve(db, slot)?;
+        let (target, progress) = (target.clone(), context.progress);
+        let mut backup = Backup { db, calls, slot, running: false, target, progress };
+        backup.running = true;
+        backup.db.rows_interruptible(calls.start, &[&label])?;
+        Ok(backup)
+    }
+
+    /// Ends the backup; gives the content of backup_label where it is not a file of the source.
+    pub fn stop(&mut self) -> Result<(Option<String>, Option<String>)> {
+        self.running = false;
+        let row = self.db.row(self.calls.stop, &[])?;
+        Ok((row.get("labelfile"), row.get("lsn")))
+    }
+
+    /// Makes the slot last beyond this session.
+    pub fn keep_slot(&mut self) -> Result<()> {
+        match &mut self.slot {
+            Slot::None => Ok(()),
+            Slot::Permanent { keep, .. } => {
+                *keep = true;
+                Ok(())
+            }
+            Slot::Temporary { temporary, permanent } => {
+                let sql = "SELECT pg_copy_physical_replication_slot($1, $2, false)::text";
+                let (temporary, permanent) = (temporary.clone(), permanent.clone());
+                // The slot of the old cluster here is not needed from now on.
+                standby::drop_slot(self.db, &permanent)?;
+                self.db.rows(sql, &[&temporary, &permanent])?;
+                standby::drop_slot_in_session(self.db, &temporary)?;
+                self.slot = Slot::Permanent { name: permanent, keep: true };
+                Ok(())
+            }
+        }
+    }
+
+    /// The permanent slot is nobody's again.
+    pub fn disown_slot(&mut self) {
+        if let Slot::Permanent { keep, .. } = &mut self.slot {
+            *keep = false;
+        }
+    }
+}
+
+impl Drop for Backup<'_> {
+    fn drop(&mut self) {
+        // When it is the session that broke, what lasts beyond it needs another one.
+        if !self.db.is_alive() {
+            match Db::connect(&self.target) {
+                Ok(db) => *self.db = db,
+                Err(error) => {
+                    if let Slot::Permanent { name, keep: false } = &self.slot {
+                        self.progress.warn(format!(
+                            "the slot {name} may be left on {}: {error}; running this command again uses it",
+                            self.target.label
+                        ));
+                    }
+                    return;
+                }
+            }
+            self.running &= self.calls.exclusive;
+            if let Slot::Temporary { .. } = self.slot {
+                self.slot = Slot::None;
+            }
+        }
+        if self.running {
+            // A backup of the newer kind ends with its session, but ours may live on for a while.
+            let _ = self.db.rows(self.calls.stop, &[]);
+        }
+        match &self.slot {
+            Slot::Permanent { name, keep: false } => drop(standby::drop_slot(self.db, name)),
+            Slot::Temporary { temporary, .. } => drop(standby::drop_slot_in_session(self.db, temporary)),
+            _ => {}
+        }
+        let _ = self.db.run("SET statement_timeout = '60s'");
+    }
+}
+
+/// In exclusive mode our own crash leaves the primary in backup mode: end it, if it is ours.
+fn end_own_exclusive_backup(db: &mut Db, label: &str) -> Result<()> {
+    let running: bool = db.value("SELECT pg_is_in_backup()", &[])?;
+    if running {
+        let text: String = db.value("SELECT pg_read_file('backup_label')", &[])?;
+        if !text.contains(&format!("LABEL: {label}\n")) {
+            return Err(Error::ForeignBackup { text: text.lines().last().unwrap_or_default().to_owned() });
+        }
+        db.rows("SELECT pg_stop_backup()::text", &[])?;
+    }
+    Ok(())
+}
+
+fn reserve(db: &mut Db, slot: &str) -> Result<Slot> {
+    let version = db.version;
+    if !version.has_replication_slots() {
+        return Ok(Slot::None);
+    }
+    let in_use: i64 =
+        db.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active", &[&slot])?;
+    if in_use > 0 {
+        return Err(Error::SlotInUse { slot: slot.to_owned() });
+    }
+    let free: i64 = db.value(
+        "SELECT current_setting('max_replication_slots')::bigint - count(*) FROM pg_replication_slots",
+        &[],
+    )?;
+    if version.copies_slots() && free >= 2 {
+        let mut temporary = format!("{slot}_tmp{}", std::process::id());
+        if temporary.len() > 63 {
+            temporary = format!("pgmahout_tmp{}", std::process::id());
+        }
+        let sql = "SELECT pg_create_physical_replication_slot($1, true, true)::text";
+        db.rows(sql, &[&temporary])?;
+        return Ok(Slot::Temporary { temporary, permanent: slot.to_owned() });
+    }
+    // What is left of an earlier attempt or an earlier life keeps WAL from long ago.
+    standby::drop_slot(db, slot)?;
+    standby::create_slot(db, slot)?;
+    Ok(Slot::Permanent { name: slot.to_owned(), keep: false })
+}
