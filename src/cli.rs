@@ -327,6 +327,9 @@ fn find_instance(cli: &Cli) -> Result<Instance> {
 /// No blurb is this long; the parser says so in its own words.
 const BLURB_LIMIT: u64 = 2 << 20;
 
+/// `dotcloud info` takes a second or two; a pipe that is still open after this was forgotten.
+const BLURB_WAIT: Duration = Duration::from_secs(120);
+
 fn read_blurb(info: Option<&PathBuf>) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     match info {
@@ -339,8 +342,12 @@ fn read_blurb(info: Option<&PathBuf>) -> Result<Vec<u8>> {
             if stdin.is_terminal() {
                 return Err(Error::BlurbFromTerminal);
             }
-            let read = stdin.lock().take(BLURB_LIMIT).read_to_end(&mut bytes);
-            read.map_err(|source| Error::File { action: "read", path: "stdin".into(), source })?;
+            let read = process::read_within(BLURB_WAIT, move || {
+                let mut bytes = Vec::new();
+                stdin.lock().take(BLURB_LIMIT).read_to_end(&mut bytes).map(|_| bytes)
+            })?;
+            let read = read.ok_or(Error::BlurbDoesNotCome { limit: BLURB_WAIT })?;
+            bytes = read.map_err(|source| Error::File { action: "read", path: "stdin".into(), source })?;
         }
     }
     Ok(bytes)
@@ -455,6 +462,9 @@ fn run_promote(context: Context, args: PromoteArgs, json: bool) -> Result<()> {
     Ok(())
 }
 
+/// A person may look something up before answering; an hour later nobody is there.
+const ANSWER_WAIT: Duration = Duration::from_secs(3600);
+
 /// On a terminal the operator may type the instance's name; anything else is a no.
 fn ask_for_name(error: &Error, name: &str) -> Result<Option<String>> {
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
@@ -464,9 +474,12 @@ fn ask_for_name(error: &Error, name: &str) -> Result<Option<String>> {
         std::io::stderr(),
         "pgmahout: {error}\nType {name} to promote all the same, anything else to leave it: "
     );
-    let mut line = String::new();
-    let read = std::io::stdin().read_line(&mut line);
-    read.map_err(|source| Error::File { action: "read", path: "stdin".into(), source })?;
+    let read = process::read_within(ANSWER_WAIT, || {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).map(|_| line)
+    })?;
+    let Some(line) = read else { return Ok(None) };
+    let line = line.map_err(|source| Error::File { action: "read", path: "stdin".into(), source })?;
     Ok((line.trim() == name).then(|| name.to_owned()))
 }
 

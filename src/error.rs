@@ -231,6 +231,8 @@ pub enum Error {
     PromotionTooSlow { limit: Duration },
     /// The standby is still behind.
     NotCaughtUp { limit: Duration, behind: u64, log: Option<String> },
+    /// The pipe that the blurb should come through stays open.
+    BlurbDoesNotCome { limit: Duration },
     /// A terminal where the blurb should come from.
     BlurbFromTerminal,
     /// No blurb and no environment to look one up in.
@@ -713,6 +715,11 @@ impl Error {
                 Failed,
                 format!("still {behind} bytes behind after {} s{}", limit.as_secs(), in_log(log)),
                 "run `pgmahout wait` again to wait longer",
+            ),
+            Error::BlurbDoesNotCome { limit } => (
+                Usage,
+                format!("the blurb on stdin has not ended after {} s", limit.as_secs()),
+                "pipe it in: dotcloud info db.0 | dotcloud run db.1 pgmahout enslave; or use --info FILE",
             ),
             Error::BlurbFromTerminal => (
                 Usage,

@@ -136,6 +136,19 @@ pub fn check_interrupt() -> Result<()> {
     if flag().load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
 }
 
+/// Runs a read that blocks (a pipe, a terminal) so that an interrupt and a limit end the wait for it.
+/// `Ok(None)` when the time is over; the read itself then ends with the process.
+pub fn read_within<T: Send + 'static>(
+    limit: Duration,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<Option<T>> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let _ = sender.send(read());
+    });
+    wait_for(limit, || Ok(receiver.try_recv().ok()))
+}
+
 /// True when a process with this id exists (also one of another account).
 pub fn is_alive(pid: i32) -> bool {
     use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
@@ -158,6 +171,14 @@ mod tests {
         let error = run(Command::new("sleep").arg("30"), Duration::from_millis(50)).unwrap_err();
         assert!(matches!(error, Error::ChildTooSlow { .. }));
         assert!(begin.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_read_that_never_ends_is_given_up() {
+        assert_eq!(read_within(Duration::from_secs(5), || 7).unwrap(), Some(7));
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let silent = move || std::io::read_to_string(reader).ok();
+        assert_eq!(read_within(Duration::from_millis(20), silent).unwrap(), None);
     }
 
     #[test]
