@@ -2,11 +2,13 @@
 //! free space.
 
 use crate::error::{Error, Result};
+use crate::process;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Adds the action and the path to an I/O error.
 pub trait Context<T> {
@@ -154,6 +156,24 @@ impl Lock {
             Err((_, errno)) => Err(errno).on("lock", path),
         }
     }
+
+    /// Takes the lock as soon as its holder gives it back, within `limit`. `waiting` is told once who has it.
+    pub fn wait(path: &Path, doing: &str, limit: Duration, waiting: impl Fn(&str)) -> Result<Lock> {
+        let mut told = false;
+        let taken = process::wait_for(limit, || match Lock::take(path, doing) {
+            Err(Error::Locked { holder, .. }) => {
+                if !std::mem::replace(&mut told, true) {
+                    waiting(&holder);
+                }
+                Ok(None)
+            }
+            other => other.map(Some),
+        })?;
+        match taken {
+            Some(lock) => Ok(lock),
+            None => Lock::take(path, doing),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -190,7 +210,15 @@ mod tests {
         let held = Lock::take(&path, "enslave").unwrap();
         let error = Lock::take(&path, "promote").unwrap_err().to_string();
         assert!(error.contains("enslave (process "), "{error}");
+        let (given_back, told) = (path.clone(), std::sync::mpsc::channel());
+        let waiting = std::thread::spawn(move || {
+            Lock::wait(&given_back, "promote", Duration::from_secs(10), |who| {
+                told.0.send(who.to_owned()).unwrap()
+            })
+        });
+        assert!(told.1.recv().unwrap().starts_with("enslave (process "));
         drop(held);
+        waiting.join().unwrap().unwrap();
         Lock::take(&path, "promote").unwrap();
     }
 }

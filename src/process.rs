@@ -2,7 +2,8 @@
 //! a child is reaped on drop, and an interrupt is a flag that long loops ask for.
 
 use crate::error::{Error, Result};
-use std::io::Read;
+use std::io::{BufRead, Read};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -100,6 +101,72 @@ fn program_of(command: &Command) -> String {
     command.get_program().to_string_lossy().into_owned()
 }
 
+/// Runs `command` to its end and hands over each line that it, or what it started, writes to stdout or
+/// stderr, as it comes. It is the head of a process group of its own: an interrupt, the time limit or an
+/// error of `line` ends the whole group.
+pub fn run_lines(
+    mut command: Command,
+    limit: Duration,
+    mut line: impl FnMut(&str) -> Result<()>,
+) -> Result<ExitStatus> {
+    let program = program_of(&command);
+    let spawn_error = |source| Error::Spawn { program: program.clone(), source };
+    let (reader, writer) = std::io::pipe().map_err(spawn_error)?;
+    let also = writer.try_clone().map_err(spawn_error)?;
+    command.stdin(Stdio::null()).stdout(writer).stderr(also).process_group(0);
+    let mut group = Group { head: command.spawn().map_err(spawn_error)?, over: false };
+    // The pipe ends when the last of the group does: our own ends of it live in the command.
+    drop(command);
+    let (sender, lines) = std::sync::mpsc::sync_channel::<Vec<u8>>(1024);
+    thread::spawn(move || {
+        let mut reader = std::io::BufReader::with_capacity(64 * 1024, reader);
+        let mut bytes = Vec::new();
+        while matches!(reader.read_until(b'\n', &mut bytes), Ok(n) if n > 0) {
+            if sender.send(std::mem::take(&mut bytes)).is_err() {
+                return;
+            }
+        }
+    });
+    let deadline = Instant::now() + limit;
+    loop {
+        check_interrupt()?;
+        if Instant::now() >= deadline {
+            return Err(Error::ChildTooSlow { program, limit });
+        }
+        match lines.recv_timeout(Duration::from_millis(100)) {
+            Ok(bytes) => line(String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n']))?,
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    let remaining = deadline.saturating_duration_since(Instant::now());
+    let status = wait_for(remaining, || {
+        group.head.try_wait().map_err(|source| Error::Spawn { program: program.clone(), source })
+    })?;
+    group.over = status.is_some();
+    status.ok_or(Error::ChildTooSlow { program, limit })
+}
+
+/// A child that heads a process group.
+struct Group {
+    head: Child,
+    over: bool,
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        // Its head is not reaped yet, so the group's id is nobody else's.
+        let group = nix::unistd::Pid::from_raw(self.head.id() as i32);
+        let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGTERM);
+        thread::sleep(Duration::from_millis(100));
+        let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
+        let _ = self.head.wait();
+    }
+}
+
 /// Polls `ready` until it gives a value, an error, the time is over (`Ok(None)`) or an interrupt comes.
 pub fn wait_for<T>(limit: Duration, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
     let deadline = Instant::now() + limit;
@@ -171,6 +238,39 @@ mod tests {
         let error = run(Command::new("sleep").arg("30"), Duration::from_millis(50)).unwrap_err();
         assert!(matches!(error, Error::ChildTooSlow { .. }));
         assert!(begin.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn lines_come_as_they_are_written() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo one; echo two >&2; (sleep 0.2; printf three) & exit 7"]);
+        let mut lines = Vec::new();
+        let status = run_lines(command, Duration::from_secs(5), |line| {
+            lines.push(line.to_owned());
+            Ok(())
+        });
+        assert_eq!(status.unwrap().code(), Some(7));
+        assert_eq!(lines, ["one", "two", "three"]);
+    }
+
+    #[test]
+    fn the_whole_group_ends_at_the_limit() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 31.4159 & echo $!; wait"]);
+        let mut pid = 0;
+        let error = run_lines(command, Duration::from_millis(300), |line| {
+            pid = line.parse().unwrap();
+            Ok(())
+        });
+        assert!(matches!(error, Err(Error::ChildTooSlow { .. })));
+        let gone = wait_for(Duration::from_secs(5), || Ok((!is_running(pid)).then_some(())));
+        assert!(pid > 0 && gone.unwrap().is_some(), "process {pid} is still there");
+    }
+
+    /// A zombie that nobody reaps is not running.
+    fn is_running(pid: i32) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        status.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
     }
 
     #[test]

@@ -29,10 +29,20 @@ pub struct Progress {
 
 struct Bar {
     what: String,
+    unit: Unit,
     total: u64,
     begin: Instant,
     last_line: Instant,
     drawn: Option<ProgressBar>,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    /// Bytes, of which the total is known, or 0.
+    Bytes,
+    /// Things of this name, of which the total is an estimate.
+    About(&'static str),
 }
 
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -70,51 +80,84 @@ impl Progress {
         }
     }
 
-    /// Begins to count `total` bytes of `what`.
+    /// Begins to count `total` bytes of `what`; 0 when nobody knows how many.
     pub fn begin_bytes(&self, what: &str, total: u64) {
+        self.begin(what, total, Unit::Bytes);
+    }
+
+    /// Begins to count things, e.g. files, of which there are about `total`.
+    pub fn begin_about(&self, what: &str, total: u64, things: &'static str) {
+        self.begin(what, total, Unit::About(things));
+    }
+
+    fn begin(&self, what: &str, total: u64, unit: Unit) {
         self.done.store(0, Ordering::Relaxed);
         let drawn = (self.voice != Voice::Quiet && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-            bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+            let style = match unit {
+                Unit::Bytes if total == 0 => "{msg} {bytes} {bytes_per_sec}".to_owned(),
+                Unit::Bytes => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}".to_owned(),
+                Unit::About(things) => {
+                    format!("{{msg}} {{wide_bar}} {{pos}} of about {{len}} {things} {{elapsed}}")
+                }
+            };
+            bar.set_style(ProgressStyle::with_template(&style).expect("a valid template"));
             bar.set_message(what.to_owned());
             bar
         });
         let now = Instant::now();
         *self.bar.lock().expect("no panic while drawing") =
-            Some(Bar { what: what.into(), total, begin: now, last_line: now, drawn });
+            Some(Bar { what: what.into(), unit, total, begin: now, last_line: now, drawn });
     }
 
-    /// Counts `bytes` more.
-    pub fn add_bytes(&self, bytes: u64) {
-        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    /// Counts `more`.
+    pub fn add(&self, more: u64) {
+        let done = self.done.fetch_add(more, Ordering::Relaxed) + more;
         // A worker that finds the lock taken leaves the drawing to the one who has it.
         let Ok(mut bar) = self.bar.try_lock() else { return };
         let Some(bar) = bar.as_mut() else { return };
         if let Some(drawn) = &bar.drawn {
+            // An estimate that was too low is corrected by what is seen.
+            if done > bar.total && bar.unit != Unit::Bytes {
+                drawn.set_length(done);
+            }
             drawn.set_position(done);
         } else if self.voice != Voice::Quiet && bar.last_line.elapsed() >= LINE_EVERY {
             bar.last_line = Instant::now();
-            let seconds = bar.begin.elapsed().as_secs_f64();
-            let rate = done as f64 / seconds;
-            let left = bar.total.saturating_sub(done) as f64 / rate.max(1.0);
-            say(&format!(
-                "{}: {} of {}, {}/s, {:.0} s left",
-                bar.what,
-                bytes_text(done),
-                bytes_text(bar.total),
-                bytes_text(rate as u64),
-                left
-            ));
+            say(&bar.text(done));
         }
     }
 
     /// Ends the count.
-    pub fn end_bytes(&self) {
+    pub fn end(&self) {
         if let Some(bar) = self.bar.lock().expect("no panic while drawing").take()
             && let Some(drawn) = bar.drawn
         {
             drawn.finish_and_clear();
+        }
+    }
+}
+
+impl Bar {
+    fn text(&self, done: u64) -> String {
+        let seconds = self.begin.elapsed().as_secs_f64();
+        let what = &self.what;
+        match self.unit {
+            Unit::About(things) => {
+                let total = self.total.max(done);
+                format!("{what}: {done} of about {total} {things}, {}", duration_text(seconds))
+            }
+            Unit::Bytes => {
+                let rate = done as f64 / seconds.max(0.001);
+                let so_far = bytes_text(done);
+                let rate_text = bytes_text(rate as u64);
+                if self.total == 0 {
+                    return format!("{what}: {so_far}, {rate_text}/s");
+                }
+                let left = self.total.saturating_sub(done) as f64 / rate.max(1.0);
+                let total = bytes_text(self.total);
+                format!("{what}: {so_far} of {total}, {rate_text}/s, {left:.0} s left")
+            }
         }
     }
 }

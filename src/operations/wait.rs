@@ -58,11 +58,11 @@ pub fn run(context: Context, limit: Duration) -> Result<Report> {
     let remaining = limit.saturating_sub(begin.elapsed());
     let reached = process::wait_for(remaining, || {
         let now = standby::positions(&mut db)?.1.unwrap_or(Lsn::ZERO);
-        context.progress.add_bytes(now.0.saturating_sub(last.0));
+        context.progress.add(now.0.saturating_sub(last.0));
         last = last.max(now);
         Ok((now >= target).then_some(()))
     });
-    context.progress.end_bytes();
+    context.progress.end();
     if reached?.is_none() {
         let behind = target.0.saturating_sub(last.0);
         let log = if standby::is_streaming(&mut db)? { None } else { service::log_tail(instance) };

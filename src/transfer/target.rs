@@ -389,13 +389,13 @@ impl Shared<'_> {
                     })?;
                     let n = block.bytes.len() as u64;
                     self.bytes.fetch_add(n, Ordering::Relaxed);
-                    self.progress.add_bytes(n);
+                    self.progress.add(n);
                 }
                 Kind::Done => {
                     match Done::decode(&stream.payload).map_err(|e| stream.broken(e))? {
                         Done::Whole => {}
                         // Truncated or dropped while we copy: replay truncates or drops it here too.
-                        Done::Short | Done::Gone => self.progress.add_bytes(0),
+                        Done::Short | Done::Gone => self.progress.add(0),
                     }
                     return Ok(());
                 }

@@ -92,7 +92,7 @@ fn copy_into(
         ));
         progress.begin_bytes("copy", work.bytes);
         let copied = copy_all(stream, &mut streams, &work, &roots, progress);
-        progress.end_bytes();
+        progress.end();
         let copied = copied?;
         let control_bytes = read_control(stream)?;
 
