@@ -237,6 +237,61 @@ pub enum Error {
     BlurbFromTerminal,
     /// No blurb and no environment to look one up in.
     NoEnvironment { home: PathBuf },
+    // ---- builds of PostgreSQL
+    /// A text that should be a release.
+    ReleaseText { text: String },
+    /// Nobody said which version.
+    NoVersionNamed { looked_at: String },
+    /// A mirror's URL. Its password is gone already.
+    MirrorUrl { url: String, why: &'static str },
+    /// No mirror could be asked.
+    MirrorsDown { wanted: String, why: Vec<String> },
+    /// The mirrors do not have it.
+    UnknownRelease { wanted: String, mirrors: Vec<String>, offered: String },
+    /// A tarball without its checksum.
+    NoChecksum { url: String },
+    /// A checksum file without a checksum.
+    ChecksumText { url: String },
+    /// A given checksum that is none.
+    ChecksumArgument { text: String },
+    /// What arrived is not what was published.
+    WrongChecksum { url: String, expected: String, found: String },
+    /// The download did not come to its end.
+    DownloadBroke { url: String, why: String, kept: u64 },
+    /// An archive wants to write elsewhere.
+    ArchiveEscapes { archive: String, entry: PathBuf, why: &'static str },
+    /// An archive cannot be read.
+    ArchiveDamaged { archive: String, why: String },
+    /// An option of configure that cannot be taken.
+    BuildOption { option: String, why: &'static str },
+    /// Programs that building needs, each with its Debian package.
+    MissingTools { version: String, missing: Vec<(String, &'static str)> },
+    /// Libraries that were asked for, each with its Debian package.
+    MissingLibraries { missing: Vec<(&'static str, &'static str)> },
+    /// A tool failed.
+    BuildFailed { release: String, phase: &'static str, status: String, log: PathBuf, tail: String },
+    /// A program of a build does not run, or is another.
+    BuildDoesNotRun { program: PathBuf, why: String },
+    /// The home of the instance belongs to somebody else.
+    NotOurHome { home: PathBuf, owner: String },
+    /// The data directory is of another major version.
+    OtherDataMajor { data: PathBuf, has: String, wanted: String },
+    /// `~/postgresql` is not a link.
+    LinkTaken { path: PathBuf },
+    /// The server does not come from `~/postgresql`.
+    NotFromLink { programs: String, because: String },
+    /// The server did not start with the new build, and runs with the old one again.
+    SwitchedBack { release: String, previous: String, why: String },
+    /// The server was started, but from another place.
+    OtherProgramsRun { release: String, running: PathBuf },
+    /// No such build.
+    NoSuchBuild { release: String, known: Vec<String> },
+    /// It is in use.
+    BuildInUse { release: String, by: &'static str },
+    /// The other instance has no build to give.
+    NothingToGive { instance: String, has: String },
+    /// A build of another kind of machine.
+    OtherLibc { host: String, theirs: String, ours: String },
 }
 
 const INFO_HINT: &str = "run `dotcloud info db.0` and give what it prints, all of it";
@@ -576,7 +631,7 @@ impl Error {
             Error::OtherMajor { source, theirs, ours } => (
                 Failed,
                 format!("{source} is PostgreSQL {theirs}, and this instance has the programs of {ours}"),
-                "a standby needs the same major version",
+                "a standby needs the same major version: --take-build takes the source's finished build",
             ),
             Error::OtherBlockSize { theirs, ours } => (
                 Failed,
@@ -731,8 +786,180 @@ impl Error {
                 format!("there is no environment.json in {} to look the instance up in", home.display()),
                 "give its blurb instead: dotcloud info db.0 | dotcloud run db.1 pgmahout enslave",
             ),
+            // ---- builds of PostgreSQL
+            Error::ReleaseText { text } => (
+                Usage,
+                format!("{text:?} is not a PostgreSQL version"),
+                "17 is the newest 17.x, 17.6 is that one; 9.6 and 9.6.24 likewise",
+            ),
+            Error::NoVersionNamed { looked_at } => (
+                Usage,
+                format!("no version is named: {looked_at}"),
+                "name one, as in: pgmahout build-version 17",
+            ),
+            Error::MirrorUrl { url, why } => (
+                Usage,
+                format!("the mirror {url:?} {why}"),
+                "source_mirrors are URLs such as https://ftp.postgresql.org/pub/source or file:///srv/mirror",
+            ),
+            Error::MirrorsDown { wanted, why } => (
+                Unreachable,
+                format!("no mirror could be asked for PostgreSQL {wanted}: {}", printable(&why.join("; "))),
+                "try again later, or name other mirrors in source_mirrors; `pgmahout build-version --list` shows \
+                 what is built here",
+            ),
+            Error::UnknownRelease { wanted, mirrors, .. } => {
+                (Failed, format!("there is no PostgreSQL {wanted} at {}", mirrors.join(", ")), "")
+            }
+            Error::NoChecksum { url } => (
+                Failed,
+                format!("{url} has no published checksum ({url}.sha256)"),
+                "if you have it from elsewhere: --sha256 HEX",
+            ),
+            Error::ChecksumText { url } => (
+                Failed,
+                format!("{url} holds no SHA-256 of the tarball"),
+                "choose another mirror in source_mirrors, or give the checksum by --sha256 HEX",
+            ),
+            Error::ChecksumArgument { text } => {
+                (Usage, format!("{text:?} is not a SHA-256: it has 64 hexadecimal digits"), "")
+            }
+            Error::WrongChecksum { url, expected, found } => (
+                Failed,
+                format!(
+                    "{url} has the SHA-256 {found}, but {expected} was published; the download was removed"
+                ),
+                "run the command again; if it stays so, the tarball was changed: choose another mirror",
+            ),
+            Error::DownloadBroke { url, why, .. } => {
+                (Unreachable, format!("the download of {url} broke: {}", printable(why)), "")
+            }
+            Error::ArchiveEscapes { archive, entry, why } => (
+                Failed,
+                format!("{archive} was refused: {} {why}", printable(&format!("{entry:?}"))),
+                "it is not a tarball that PostgreSQL's project made; choose another mirror",
+            ),
+            Error::ArchiveDamaged { archive, why } => {
+                (Failed, format!("{archive} cannot be unpacked: {}", printable(why)), "")
+            }
+            Error::BuildOption { option, why } => (
+                Usage,
+                format!("the option {option:?} {why}"),
+                "as in: pgmahout build-version 17 -- --with-perl CFLAGS=-O3",
+            ),
+            Error::MissingTools { version, missing } => {
+                let names: Vec<_> = missing.iter().map(|(tool, _)| tool.as_str()).collect();
+                (
+                    Failed,
+                    format!("building PostgreSQL {version} needs {}: not on this machine", names.join(", ")),
+                    "",
+                )
+            }
+            Error::MissingLibraries { missing } => {
+                let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
+                (Failed, format!("{} was asked for and is not on this machine", names.join(", ")), "")
+            }
+            Error::BuildFailed { release, phase, status, tail, .. } => (
+                Failed,
+                format!(
+                    "{phase} of PostgreSQL {release} failed ({status}); nothing was changed. Its last words:\n{}",
+                    printable(tail)
+                ),
+                "",
+            ),
+            Error::BuildDoesNotRun { program, why } => {
+                (Failed, format!("{} does not run here: {}", program.display(), printable(why)), "")
+            }
+            Error::NotOurHome { home, owner } => (
+                Usage,
+                format!("{} belongs to {owner}, and this is another account", home.display()),
+                "run pgmahout as the account that runs the server",
+            ),
+            Error::OtherDataMajor { data, has, wanted } => (
+                Failed,
+                format!(
+                    "{} is of PostgreSQL {has}: a server of {wanted} cannot use it; nothing was changed",
+                    data.display()
+                ),
+                "",
+            ),
+            Error::LinkTaken { path } => (
+                Failed,
+                format!("{} is not a symbolic link, so it cannot be switched", path.display()),
+                "rename it to postgresql-<its version>; or build beside it with --no-switch",
+            ),
+            Error::NotFromLink { programs, because } => (
+                Failed,
+                format!(
+                    "this instance's server is started from {programs}, not from ~/postgresql: {because}"
+                ),
+                "build with --no-switch and change that yourself; or install that version as a package",
+            ),
+            Error::SwitchedBack { release, previous, why } => (
+                Failed,
+                format!(
+                    "the server did not start with PostgreSQL {release} and runs with {previous} again: {why}"
+                ),
+                "",
+            ),
+            Error::OtherProgramsRun { release, running } => (
+                Failed,
+                format!(
+                    "~/postgresql points to {release}, but the server that was started is {}",
+                    running.display()
+                ),
+                "let what starts the server use ~/postgresql/bin",
+            ),
+            Error::NoSuchBuild { release, known } => (
+                Failed,
+                match known.is_empty() {
+                    true => format!("there is no build of PostgreSQL {release} here, nor any other"),
+                    false => {
+                        format!(
+                            "there is no build of PostgreSQL {release} here, only of {}",
+                            known.join(", ")
+                        )
+                    }
+                },
+                "",
+            ),
+            Error::BuildInUse { release, by } => (
+                Failed,
+                format!("PostgreSQL {release} is in use by {by}, and stays"),
+                "switch to another one first: pgmahout build-version VERSION",
+            ),
+            Error::NothingToGive { instance, has } => (
+                Failed,
+                format!("{instance} has no such build to give: {has}"),
+                "build that version here: pgmahout build-version VERSION --no-switch",
+            ),
+            Error::OtherLibc { host, theirs, ours } => (
+                Failed,
+                format!("the build of {host} is of another kind of machine ({theirs}); this one is {ours}"),
+                "build it here: pgmahout build-version VERSION",
+            ),
         };
         let hint = match self {
+            Error::File { source, .. } => file_hint(source).to_owned(),
+            Error::UnknownRelease { offered, .. } => offered.clone(),
+            Error::DownloadBroke { kept: 0, .. } => "run the same command again".into(),
+            Error::DownloadBroke { kept, .. } => {
+                format!("run the same command again: it goes on after the {} that are here", megabytes(*kept))
+            }
+            Error::MissingTools { missing, .. } => {
+                let packages: std::collections::BTreeSet<_> =
+                    missing.iter().map(|(_, package)| *package).collect();
+                format!("apt-get install {}", packages.into_iter().collect::<Vec<_>>().join(" "))
+            }
+            Error::MissingLibraries { missing } => {
+                let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
+                format!("apt-get install {}, or leave the option away", packages.join(" "))
+            }
+            Error::BuildFailed { log, .. } => format!("all that it said is in {}", log.display()),
+            Error::OtherDataMajor { has, wanted, .. } => format!(
+                "keep to {has}.x here, or build {wanted} beside it with --no-switch; data moves to another major \
+                 version by dump and restore into a new instance"
+            ),
             Error::NeedsConfirmation { instance, .. } => {
                 format!(
                     "to lose it on purpose, add --confirm {instance}; the old cluster is moved aside and kept"
@@ -768,6 +995,17 @@ impl Error {
     /// What gets the person out, when there is something better than reading the text again.
     pub fn hint(&self) -> Option<String> {
         self.parts().hint
+    }
+}
+
+/// What helps against the failures of files that an operator can do something about.
+fn file_hint(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            "make room there, then run the same command again"
+        }
+        std::io::ErrorKind::PermissionDenied => "let this account write there, or run as the one that may",
+        _ => "",
     }
 }
 

@@ -30,6 +30,7 @@ pub struct Resolved {
 }
 
 /// The instance that this agent keeps.
+#[derive(Clone)]
 pub struct Instance {
     /// Home directory of the account, or of the dotCloud instance.
     pub home: PathBuf,
@@ -63,6 +64,8 @@ pub struct Instance {
     pub stream_timeout: Duration,
     /// Where postgresql.conf is when it is not in PGDATA (Debian).
     pub config_directory: Option<PathBuf>,
+    /// How PostgreSQL is built here.
+    pub build: BuildSettings,
     data_directory: Option<PathBuf>,
     bin_directory: Option<PathBuf>,
     host: Option<String>,
@@ -70,6 +73,21 @@ pub struct Instance {
     socket_directory: Option<PathBuf>,
     environment_password: Option<Secret>,
     resolved: Vec<Resolved>,
+}
+
+/// How PostgreSQL is built on an instance.
+#[derive(Clone, Debug)]
+pub struct BuildSettings {
+    /// URLs of directories with sources.
+    pub mirrors: Vec<String>,
+    /// What `configure` is told beside the defaults.
+    pub options: Vec<String>,
+    /// Compilers at the same time.
+    pub jobs: usize,
+    /// Limit of one phase.
+    pub timeout: Duration,
+    /// Where sources are unpacked and compiled.
+    pub directory: PathBuf,
 }
 
 struct Resolver<'a> {
@@ -232,6 +250,8 @@ impl Instance {
         let start_timeout = seconds(&mut r, "start_timeout", 300)?;
         let stream_timeout = seconds(&mut r, "stream_timeout", 120)?;
 
+        let build = find_build_settings(&mut r, &state_directory)?;
+
         let order: BTreeMap<&str, usize> =
             crate::settings::SETTINGS.iter().enumerate().map(|(i, (name, _))| (*name, i)).collect();
         r.resolved.sort_by_key(|resolved| order[resolved.name]);
@@ -251,6 +271,7 @@ impl Instance {
             start_timeout,
             stream_timeout,
             config_directory,
+            build,
             data_directory,
             bin_directory,
             host,
@@ -284,6 +305,17 @@ impl Instance {
         let directory = self.bin_directory.clone().ok_or(Error::NoBinDirectory)?;
         which::which_in(name, Some(&directory), ".")
             .map_err(|_| Error::NoProgram { program: name.into(), directory })
+    }
+
+    /// Where PostgreSQL's programs are, if they were found.
+    pub fn bin_directory(&self) -> Option<&Path> {
+        self.bin_directory.as_deref()
+    }
+
+    /// The same instance with the programs of `~/postgresql`, whatever it used until now.
+    pub fn with_linked_programs(&self) -> Instance {
+        let bin_directory = Some(self.home.join("postgresql/bin"));
+        Instance { bin_directory, ..self.clone() }
     }
 
     /// The version of the `postgres` program here.
@@ -411,6 +443,42 @@ impl Instance {
     }
 }
 
+/// Where PostgreSQL's project publishes its sources.
+const MIRROR: &str = "https://ftp.postgresql.org/pub/source";
+
+fn find_build_settings(r: &mut Resolver, state_directory: &Path) -> Result<BuildSettings> {
+    let words = |text: Option<String>, separators: &[char]| -> Vec<String> {
+        let text = text.unwrap_or_default();
+        text.split(separators).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    };
+    let mirrors = words(r.find("source_mirrors", || default(MIRROR)), &[',', ' ', '\n']);
+    let options = words(r.find("build_options", || None), &[' ', '\t', '\n']);
+    let jobs = r.number("build_jobs", || {
+        detected(std::thread::available_parallelism().map_or(1, |n| n.get()), "processors")
+    })?;
+    let timeout = r.number("build_timeout", || default(3600)).map(Duration::from_secs)?;
+    let own = state_directory.join("build");
+    let directory = r.path("build_directory", || {
+        if fit_for_make(&own) {
+            return default(own.display());
+        }
+        detected("/var/tmp", "make cannot work below a home of this name")
+    });
+    Ok(BuildSettings {
+        mirrors,
+        options,
+        jobs: (jobs as usize).clamp(1, 256),
+        timeout,
+        directory: directory.expect("it has a default"),
+    })
+}
+
+/// Whether `make` and its kin can work in a directory of this name: they do not quote.
+fn fit_for_make(path: &Path) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,@".contains(c);
+    path.to_str().is_some_and(|text| text.chars().all(plain))
+}
+
 fn find_service(r: &mut Resolver, home: &Path, debian: Option<&Debian>) -> Result<Service> {
     let supervisor = r.path("supervisor_config", || {
         let path = home.join("supervisord.conf");
@@ -497,6 +565,13 @@ mod tests {
         assert_eq!(parse_mapping("/a=/b").unwrap(), vec![("/a".into(), "/b".into())]);
         assert!(parse_mapping("/a").is_err());
         assert!(parse_mapping("a=/b").is_err());
+    }
+
+    #[test]
+    fn make_wants_plain_paths() {
+        assert!(fit_for_make(Path::new("/home/a.b-c/x_1")));
+        assert!(!fit_for_make(Path::new("/home/a b")));
+        assert!(!fit_for_make(Path::new("/home/$x")));
     }
 
     #[test]

@@ -131,6 +131,48 @@ pub fn read_environment(home: &Path) -> BTreeMap<String, String> {
     BTreeMap::new()
 }
 
+/// The version that `dotcloud.yml` wants of this instance's service, and the file that says so.
+///
+/// # Errors
+/// What was looked at in vain, for [`crate::error::Error::NoVersionNamed`].
+pub fn version_of_dotcloud_yml(home: &Path) -> std::result::Result<(String, PathBuf), String> {
+    type Services = BTreeMap<String, serde_yaml::Value>;
+    let files = [home.join("code/dotcloud.yml"), home.join("dotcloud.yml")];
+    let Some(file) = files.iter().find(|file| file.is_file()) else {
+        let at = |file: &PathBuf| file.display().to_string();
+        return Err(format!(
+            "neither an argument nor $SERVICE_VERSION, and there is no {} and no {}",
+            at(&files[0]),
+            at(&files[1])
+        ));
+    };
+    let at = file.display();
+    let text = fs::read_to_string(file).map_err(|error| format!("{at} cannot be read: {error}"))?;
+    let services: Services =
+        serde_yaml::from_str(&text).map_err(|error| format!("{at} cannot be understood: {error}"))?;
+    let of = |service: &serde_yaml::Value| match service.get("version")? {
+        serde_yaml::Value::String(text) => Some(text.clone()),
+        serde_yaml::Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    let name = std::env::var("DOTCLOUD_SERVICE_NAME")
+        .ok()
+        .or_else(|| read_environment(home).remove("DOTCLOUD_SERVICE_NAME"));
+    let version = match &name {
+        Some(name) => services.get(name).and_then(of),
+        None => {
+            let mut versions = services.values().filter_map(of);
+            let first = versions.next();
+            if versions.next().is_some() {
+                return Err(format!("{at} names one for several services"));
+            }
+            first
+        }
+    };
+    let of_service = name.map(|name| format!(" of service {name}")).unwrap_or_default();
+    version.map(|version| (version, file.clone())).ok_or(format!("{at} says no version{of_service}"))
+}
+
 /// The server that runs on this data directory, if one does.
 pub fn read_running(data_directory: &Path) -> Option<Running> {
     let text = fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
@@ -235,6 +277,27 @@ fn detected(value: impl ToString, how: &str) -> Option<Found> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dotcloud_yml_names_the_version() {
+        let home = tempfile::tempdir().unwrap();
+        let version = || version_of_dotcloud_yml(home.path()).map(|(version, _)| version);
+        assert!(version().unwrap_err().contains("there is no"));
+        fs::create_dir(home.path().join("code")).unwrap();
+        let say = |text: &str| fs::write(home.path().join("code/dotcloud.yml"), text).unwrap();
+        say("db: {type: custom, version: 15}\n");
+        assert_eq!(version().unwrap(), "15");
+        say("www: {type: custom}\ndb: {version: \"15.18\"}\n");
+        assert_eq!(version().unwrap(), "15.18");
+        say("a: {version: 9.6}\nb: {version: 15}\n");
+        assert!(version().unwrap_err().contains("several services"));
+        fs::write(home.path().join("environment.json"), r#"{"DOTCLOUD_SERVICE_NAME":"a"}"#).unwrap();
+        assert_eq!(version().unwrap(), "9.6");
+        say("b: {version: 15}\n");
+        assert!(version().unwrap_err().contains("no version of service a"));
+        say("{");
+        assert!(version().unwrap_err().contains("cannot be understood"));
+    }
 
     #[test]
     fn postmaster_pid_is_read() {

@@ -15,9 +15,11 @@ pub mod progress;
 pub mod settings;
 // floor 3
 pub mod agent;
+pub mod builds;
 pub mod instance;
 pub mod layout;
 pub mod service;
+pub mod source_build;
 pub mod sql;
 pub mod ssh;
 pub mod transfer;

@@ -7,7 +7,21 @@ use std::path::Path;
 const FLOORS: &[(u8, &[&str])] = &[
     (5, &["main", "cli"]),
     (4, &["operations"]),
-    (3, &["instance", "layout", "service", "transfer", "ssh", "source_build", "store", "sql", "agent"]),
+    (
+        3,
+        &[
+            "instance",
+            "layout",
+            "service",
+            "transfer",
+            "ssh",
+            "source_build",
+            "store",
+            "sql",
+            "agent",
+            "builds",
+        ],
+    ),
     (2, &["process", "durable", "nss", "progress", "settings"]),
     (1, &["postgres", "blurb", "retention"]),
     (0, &["error"]),

@@ -5,5 +5,7 @@ pub mod control;
 pub mod files;
 pub mod records;
 pub mod recovery;
+pub mod release;
+
 pub mod version;
 pub mod wal;

@@ -57,6 +57,33 @@ impl PgVersion {
         self.0 >= num
     }
 
+    // ---- building from source (the manual, "Installation from Source Code", and each release's configure)
+
+    /// `configure --with-icu` (10).
+    pub const fn has_icu_option(self) -> bool {
+        self.since(100_000)
+    }
+
+    /// `configure` wants ICU unless told otherwise (16).
+    pub const fn wants_icu(self) -> bool {
+        self.since(160_000)
+    }
+
+    /// `configure --with-lz4` (14).
+    pub const fn has_lz4_option(self) -> bool {
+        self.since(140_000)
+    }
+
+    /// `configure --with-zstd` (15).
+    pub const fn has_zstd_option(self) -> bool {
+        self.since(150_000)
+    }
+
+    /// The tarball holds no generated files any more: perl, bison and flex are needed (17).
+    pub const fn needs_generators(self) -> bool {
+        self.since(170_000)
+    }
+
     // ---- recovery and standbys
 
     /// Standby settings stand in `recovery.conf`; from 12 on the server refuses to start beside one.
@@ -420,6 +447,11 @@ mod tests {
             ("13", "wal_receiver_has_flushed_lsn", PgVersion::wal_receiver_has_flushed_lsn),
             ("14", "pauses_on_lower_settings", PgVersion::pauses_on_lower_settings),
             ("15", "has_backup_start_functions", PgVersion::has_backup_start_functions),
+            ("10", "has_icu_option", PgVersion::has_icu_option),
+            ("16", "wants_icu", PgVersion::wants_icu),
+            ("14", "has_lz4_option", PgVersion::has_lz4_option),
+            ("15", "has_zstd_option", PgVersion::has_zstd_option),
+            ("17", "needs_generators", PgVersion::needs_generators),
         ];
         let majors = [
             "9.0", "9.1", "9.2", "9.3", "9.4", "9.5", "9.6", "10", "11", "12", "13", "14", "15", "16", "17",
