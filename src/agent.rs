@@ -65,6 +65,25 @@ pub fn ensure(remote: &dyn Remote, progress: &Progress) -> Result<String> {
     }
 }
 
+/// The error that the agent of the other side answered as JSON, as it was; anything else as it came.
+pub fn relayed(host: String, status: i32, said: String) -> Error {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        error: Relayed,
+    }
+    #[derive(serde::Deserialize)]
+    struct Relayed {
+        message: String,
+        hint: Option<String>,
+        exit: u8,
+    }
+    let json = said.find("{\"error\"").map_or("", |begin| &said[begin..]);
+    match serde_json::from_str(json.trim_end()) {
+        Ok(Answer { error: Relayed { message, hint, exit } }) => Error::Relayed { host, message, hint, exit },
+        Err(_) => Error::RemoteCommand { host, status, said },
+    }
+}
+
 /// A gzipped tar with the one file: a third of the bytes on the wire, and tar checks that it is whole.
 fn pack(binary: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));

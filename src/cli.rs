@@ -3,11 +3,12 @@
 use crate::blurb::Blurb;
 use crate::error::{Error, Result};
 use crate::instance::{Instance, parse_mapping};
+use crate::operations::build_version::{self, Origin, share};
 use crate::operations::enslave::plan::{Action, Fate, Wanted};
 use crate::operations::{Context, enslave, fence, info, promote, wait};
 use crate::postgres::wal::SystemId;
 use crate::process;
-use crate::progress::{Progress, Voice, bytes_text, duration_text};
+use crate::progress::{Progress, Voice, bytes_text, duration_text, time_text};
 use crate::settings::Settings;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -23,11 +24,12 @@ Examples:
   pgmahout enslave --dry-run < blurb                        what that would do
   pgmahout info                                             role, lag, followers, slots
   pgmahout promote                                          make this standby a primary
+  pgmahout build-version 17                                 build PostgreSQL, switch to it
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or blurb, 3 refused (needs --confirm),
 4 the other side could not be reached, 5 interrupted (run again to complete).";
 
-/// One keeper for one PostgreSQL instance: enslave, promote, wait, info.
+/// One keeper for one PostgreSQL instance: enslave, promote, wait, info, build-version.
 #[derive(Parser, Debug)]
 #[command(name = "pgmahout", version, about, after_help = MAIN_EXAMPLES, max_term_width = 100)]
 pub struct Cli {
@@ -61,6 +63,7 @@ enum Command {
     Enslave(EnslaveArgs),
     Promote(PromoteArgs),
     Wait(WaitArgs),
+    BuildVersion(BuildVersionArgs),
     /// Show this instance: role, version, timeline, LSN, lag, followers, slots, connections, size
     #[command(after_help = "Examples:\n  pgmahout info\n  pgmahout --json info | jq .following.lag")]
     Info,
@@ -82,6 +85,12 @@ enum Command {
     /// The reading end of a copy: started over SSH by the other side
     #[command(hide = true)]
     Source,
+    /// Hand out a finished build: started over SSH by `build-version --from-blurb`
+    #[command(hide = true)]
+    GiveBuild {
+        /// Another version than the one in use
+        version: Option<String>,
+    },
     /// Stop this primary for its successor: started over SSH by `promote --fence`
     #[command(hide = true)]
     Fence {
@@ -129,6 +138,9 @@ struct EnslaveArgs {
     /// Say what would be done, and do nothing
     #[arg(long, short = 'n')]
     dry_run: bool,
+    /// Take the source's finished build of PostgreSQL when its version is another
+    #[arg(long)]
+    take_build: bool,
     /// Accept this host key of the source and no other
     #[arg(long, value_name = "SHA256:…")]
     host_key: Option<String>,
@@ -198,6 +210,66 @@ struct WaitArgs {
     /// Seconds to wait
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     timeout: u64,
+}
+
+/// Give this instance another PostgreSQL: built from source once, kept, switched to
+///
+/// The version is the argument, else $SERVICE_VERSION, else what dotcloud.yml says: 17 is the newest 17.x of
+/// the mirror, 17.6 is that one. It is built in ~/postgresql-<VERSION>, with what the machine has; then
+/// ~/postgresql is pointed to it and the server restarted. A version that was built before is switched to
+/// at once. Options for PostgreSQL's configure come after `--`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgmahout build-version 17                         the newest 17.x
+  pgmahout build-version 17.5                       back to a build that is still here: no compiling
+  pgmahout build-version 17 --no-switch -- --with-perl CFLAGS=-O3
+  dotcloud info db.0 | dotcloud run db.1 pgmahout build-version --from-blurb
+                                                    take the finished build of db.0
+  pgmahout build-version --list
+  pgmahout build-version --remove 17.5")]
+struct BuildVersionArgs {
+    /// Version: 17, 17.6, 9.6.24, 18beta1
+    version: Option<String>,
+    /// Show the builds of this instance: version, size, when, with what, in use
+    #[arg(long, conflicts_with_all = ["remove", "from_blurb", "version"])]
+    list: bool,
+    /// Remove the build of this version; never the one in use
+    #[arg(long, requires = "version", conflicts_with = "from_blurb")]
+    remove: bool,
+    /// Take the finished build of the instance whose blurb comes on stdin or by --info
+    #[arg(long)]
+    from_blurb: bool,
+    /// File with the blurb; `-` is stdin
+    #[arg(long, value_name = "FILE", requires = "from_blurb")]
+    info: Option<PathBuf>,
+    /// Which instance, when the blurb tells of several
+    #[arg(long, value_name = "NAME", requires = "from_blurb")]
+    from: Option<String>,
+    /// Accept this host key of the other instance and no other
+    #[arg(long, value_name = "SHA256:…", requires = "from_blurb")]
+    host_key: Option<String>,
+    /// Build it, but go on using what is in use
+    #[arg(long)]
+    no_switch: bool,
+    /// Build (or take) it again although it is here
+    #[arg(long)]
+    rebuild: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long, short = 'n')]
+    dry_run: bool,
+    /// SHA-256 of the tarball, in place of the published one
+    #[arg(long, value_name = "HEX", conflicts_with = "from_blurb")]
+    sha256: Option<String>,
+    /// URL of a directory with sources, in place of the setting source_mirrors; may be repeated
+    #[arg(long, value_name = "URL", conflicts_with = "from_blurb")]
+    mirror: Vec<String>,
+    /// Compilers at the same time [default: number of processors]
+    #[arg(long, short = 'j', value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: Option<u16>,
+    /// Options for PostgreSQL's configure, after those of the setting build_options
+    #[arg(last = true, value_name = "CONFIGURE-OPTION")]
+    options: Vec<String>,
 }
 
 /// Runs the command line; gives the exit code of the process.
@@ -277,6 +349,8 @@ fn dispatch(cli: Cli) -> Result<()> {
             }
             Ok(())
         }
+        Command::BuildVersion(args) => run_build_version(context, args, json),
+        Command::GiveBuild { version } => share::give(context, version.as_deref(), std::io::stdout().lock()),
         Command::Info => {
             let report = info::run(context)?;
             if json {
@@ -320,6 +394,11 @@ fn find_instance(cli: &Cli) -> Result<Instance> {
     }
     if let Command::Enslave(EnslaveArgs { timeout: Some(seconds), .. }) = &cli.command {
         flags.insert("stream_timeout", seconds.to_string());
+    }
+    if let Command::BuildVersion(BuildVersionArgs { mirror, .. }) = &cli.command
+        && !mirror.is_empty()
+    {
+        flags.insert("source_mirrors", mirror.join(","));
     }
     Instance::discover(&Settings::load(&home, flags, std::env::vars())?)
 }
@@ -377,6 +456,7 @@ fn run_enslave(context: Context, args: EnslaveArgs, json: bool) -> Result<()> {
         },
         tablespace_mapping: parse_mapping(&args.tablespace_mapping.join(","))?,
         ssh_sessions: args.ssh_sessions.map(usize::from),
+        take_build: args.take_build,
     };
     let report = enslave::run(context, &blurb, &options)?;
     if json {
@@ -421,7 +501,12 @@ fn enslave_text(report: &enslave::Report) -> String {
     });
     let seconds = duration_text(report.seconds);
     let lag = lag_text(&report.lag);
-    format!("{instance} streams from {source}: {how}, {seconds}, {lag}{}", kept.unwrap_or_default())
+    let build = report.taken_build.as_ref().map(|build| format!(", with its PostgreSQL {build}"));
+    format!(
+        "{instance} streams from {source}{}: {how}, {seconds}, {lag}{}",
+        build.unwrap_or_default(),
+        kept.unwrap_or_default()
+    )
 }
 
 fn lag_text(lag: &crate::operations::standby::Lag) -> String {
@@ -431,6 +516,133 @@ fn lag_text(lag: &crate::operations::standby::Lag) -> String {
         (Some(bytes), None) => format!("lag {}", bytes_text(bytes)),
         _ => "lag unknown".into(),
     }
+}
+
+fn run_build_version(context: Context, args: BuildVersionArgs, json: bool) -> Result<()> {
+    if args.list {
+        let listed = build_version::list_builds(context)?;
+        if json {
+            answer(&listed)
+        } else {
+            say(builds_text(&listed).trim_end())
+        }
+        return Ok(());
+    }
+    if args.remove {
+        let version = args.version.unwrap_or_default();
+        let removed = build_version::remove(context, &version, args.dry_run)?;
+        if json {
+            answer(&removed);
+            return Ok(());
+        }
+        let verb = if removed.dry_run { "would be removed" } else { "is removed" };
+        let (version, freed) = (&removed.version, bytes_text(removed.bytes));
+        say(&format!("PostgreSQL {version} {verb} from {}: {freed}", removed.directory.display()));
+        return Ok(());
+    }
+    let report = if args.from_blurb {
+        let blurb = Blurb::parse(&read_blurb(args.info.as_ref())?, args.from.as_deref())?;
+        let options = share::Options {
+            version: args.version,
+            host_key: args.host_key,
+            no_switch: args.no_switch,
+            rebuild: args.rebuild,
+            dry_run: args.dry_run,
+        };
+        share::run(context, &blurb, &options)?
+    } else {
+        let options = build_version::Options {
+            version: args.version,
+            sha256: args.sha256,
+            no_switch: args.no_switch,
+            rebuild: args.rebuild,
+            dry_run: args.dry_run,
+            options: args.options,
+            jobs: args.jobs.map(usize::from),
+        };
+        build_version::run(context, &options)?
+    };
+    if json {
+        answer(&report)
+    } else {
+        say(&build_version_text(&report))
+    }
+    Ok(())
+}
+
+fn build_version_text(report: &build_version::Report) -> String {
+    let (instance, version) = (&report.instance, &report.version);
+    if report.dry_run {
+        let source = report.source.as_deref().unwrap_or_default();
+        let options = report.options.as_deref().unwrap_or_default().join(" ");
+        return match report.origin {
+            Origin::Present if report.in_use => format!("{instance} uses PostgreSQL {version} already"),
+            Origin::Present => format!("PostgreSQL {version} is here and would not be built again"),
+            Origin::Taken => format!("would take PostgreSQL {version} ({options})"),
+            Origin::Built => format!("would build PostgreSQL {version} from {source}: configure {options}"),
+        };
+    }
+    let how = match report.origin {
+        Origin::Present => String::new(),
+        Origin::Built => format!(", built in {}", duration_text(report.seconds)),
+        Origin::Taken => format!(", taken in {}", duration_text(report.seconds)),
+    };
+    let before = report.previous.as_ref().map(|before| format!("; before: {before}")).unwrap_or_default();
+    let restarted = if report.restarted { ", server restarted" } else { "" };
+    match (report.in_use, report.switched) {
+        (false, _) => format!(
+            "PostgreSQL {version} is in {}{how}; pgmahout build-version {version} switches to it",
+            report.directory.display()
+        ),
+        (true, true) => format!("{instance} uses PostgreSQL {version} now{how}{restarted}{before}"),
+        (true, false) if report.restarted || !how.is_empty() => {
+            format!("{instance} uses PostgreSQL {version}{how}{restarted}")
+        }
+        (true, false) => format!("{instance} uses PostgreSQL {version} already"),
+    }
+}
+
+fn builds_text(listed: &[build_version::Listed]) -> String {
+    if listed.is_empty() {
+        return "no PostgreSQL here; pgmahout build-version 17 builds one".into();
+    }
+    let rows = listed.iter().map(|build| {
+        let state = match (build.in_use, build.running) {
+            (true, true) => "in use, running",
+            (true, false) => "in use",
+            (false, true) => "running",
+            (false, false) => "",
+        };
+        let options = match (&build.options, &build.with) {
+            (Some(options), Some(with)) if options.is_empty() => with.join(" "),
+            (Some(options), _) => options.join(" "),
+            _ if build.bytes.is_none() => format!("installed in {}", build.directory.display()),
+            _ => String::new(),
+        };
+        [
+            build.version.clone(),
+            build.bytes.map(bytes_text).unwrap_or_else(|| "-".into()),
+            build.built_at.map(time_text).unwrap_or_else(|| "-".into()),
+            state.to_owned(),
+            match &build.taken_from {
+                Some(giver) => format!("{options} (from {giver})"),
+                None => options,
+            },
+        ]
+    });
+    table(&["VERSION", "SIZE", "BUILT", "STATE", "OPTIONS"], rows)
+}
+
+/// Rows under their headings, each column as wide as its widest cell.
+fn table<const N: usize>(headings: &[&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let all: Vec<[String; N]> = std::iter::once(headings.map(str::to_owned)).chain(rows).collect();
+    let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |row: &[String; N]| {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    all.iter().map(line).collect()
 }
 
 fn run_promote(context: Context, args: PromoteArgs, json: bool) -> Result<()> {

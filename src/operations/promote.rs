@@ -174,7 +174,7 @@ fn fence(context: Context, db: &mut Db, blurb: &Blurb, options: &Options) -> Res
     let answer = match ssh::run(&ssh, &command, b"") {
         Ok(answer) => answer,
         // It refused or failed by itself, and has undone what it did.
-        Err(Error::RemoteCommand { host, status, said }) => return Err(relayed(host, status, said)),
+        Err(Error::RemoteCommand { host, status, said }) => return Err(agent::relayed(host, status, said)),
         Err(error) => {
             // Whether it was stopped is not known: see to it that it runs.
             if let Ok(ssh) = there::connect_ssh(context, blurb, options.host_key.clone()) {
@@ -199,25 +199,6 @@ fn fence(context: Context, db: &mut Db, blurb: &Blurb, options: &Options) -> Res
         instance.name, fenced.end
     ));
     Ok(())
-}
-
-/// The error that the agent of the other side answered as JSON, as it was; anything else as it came.
-fn relayed(host: String, status: i32, said: String) -> Error {
-    #[derive(serde::Deserialize)]
-    struct Answer {
-        error: Relayed,
-    }
-    #[derive(serde::Deserialize)]
-    struct Relayed {
-        message: String,
-        hint: Option<String>,
-        exit: u8,
-    }
-    let json = said.find("{\"error\"").map_or("", |begin| &said[begin..]);
-    match serde_json::from_str(json.trim_end()) {
-        Ok(Answer { error: Relayed { message, hint, exit } }) => Error::Relayed { host, message, hint, exit },
-        Err(_) => Error::RemoteCommand { host, status, said },
-    }
 }
 
 fn after_fence(context: Context, db: &mut Db, fenced: &Fenced, limit: Duration) -> Result<()> {

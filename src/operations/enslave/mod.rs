@@ -9,11 +9,14 @@ pub mod session;
 pub mod there;
 
 use super::Context;
+use super::build_version::{share, switch};
 use super::standby::{self, Lag};
 use crate::blurb::Blurb;
+use crate::builds::{self, Build};
 use crate::durable::{self, Lock};
 use crate::error::{Error, Result};
 use crate::postgres::recovery::{SLOT_PREFIX, last_setting};
+use crate::postgres::release::Release;
 use crate::process;
 use crate::progress::{bytes_text, duration_text};
 use crate::service;
@@ -25,7 +28,7 @@ use plan::{Action, Fate, Loss, Plan, Relation, Wanted};
 use serde::Serialize;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use there::There;
@@ -47,6 +50,8 @@ pub struct Options {
     pub tablespace_mapping: Vec<(PathBuf, PathBuf)>,
     /// Parallel SSH sessions.
     pub ssh_sessions: Option<usize>,
+    /// Take the source's build of PostgreSQL when its version is another.
+    pub take_build: bool,
 }
 
 /// What was done.
@@ -68,6 +73,8 @@ pub struct Report {
     pub bytes_planned: Option<u64>,
     /// Where the old cluster is kept.
     pub kept: Option<PathBuf>,
+    /// The build of PostgreSQL that was taken from the source.
+    pub taken_build: Option<Release>,
     /// The slot on the source.
     pub slot: Option<String>,
     /// Seconds from start to streaming.
@@ -95,7 +102,7 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
         there.end
     ));
     check_not_itself(context, &there)?;
-    check_programs(context, &there)?;
+    let build = programs(context, &there, options)?;
     let mut cluster = here::look(context)?;
     check_direction(context, &mut there, cluster.as_mut(), options)?;
 
@@ -121,6 +128,7 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
         copied: None,
         bytes_planned: layout.as_ref().map(|layout| layout.bytes),
         kept: None,
+        taken_build: build.as_ref().map(|build| build.release.clone()),
         slot: there.version.has_replication_slots().then(|| slot.clone()),
         seconds: 0.0,
         lag: Lag::default(),
@@ -145,10 +153,11 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     // From here on things change.
     let was_primary = cluster.as_ref().is_some_and(|cluster| !cluster.ours.is_standby);
     let former = former_primary(context, cluster.as_mut())?;
+    let with = Standby { slot: &slot, build: build.as_ref() };
     let mut db = match layout {
-        None => repoint(context, &mut there, cluster, &slot)?,
+        None => repoint(context, &mut there, cluster, &with)?,
         Some(layout) => {
-            let (db, copied, kept) = full(context, &mut there, cluster, &plan, &layout, &slot, options)?;
+            let (db, copied, kept) = full(context, &mut there, cluster, &plan, &layout, &with, options)?;
             report.copied = Some(copied);
             report.kept = kept;
             db
@@ -178,23 +187,76 @@ fn check_not_itself(context: Context, there: &There) -> Result<()> {
     if same { Err(Error::SourceIsTarget { instance: context.instance.name.clone() }) } else { Ok(()) }
 }
 
-fn check_programs(context: Context, there: &There) -> Result<()> {
-    let ours = context.instance.program_version()?;
-    if !ours.same_major(there.version) {
-        return Err(Error::OtherMajor {
-            source: there.name.clone(),
-            theirs: there.version.to_string(),
-            ours: ours.to_string(),
-        });
+/// Sees that the programs here can run a copy of the source, and takes the source's own build when that is
+/// wanted and they are others. Gives the build that is to be used from the copy's start on.
+fn programs(context: Context, there: &There, options: &Options) -> Result<Option<Build>> {
+    let instance = context.instance;
+    let ours = match instance.program_version() {
+        Ok(ours) => Some(ours),
+        // With the source's build it needs none of its own.
+        Err(Error::NoBinDirectory | Error::NoProgram { .. }) if options.take_build => None,
+        Err(error) => return Err(error),
+    };
+    let same_major = ours.is_some_and(|ours| ours.same_major(there.version));
+    if ours != Some(there.version) && options.take_build {
+        switch::check_programs(context)?;
+        let here =
+            Release::from_name(&there.version.to_string()).and_then(|r| builds::find(&instance.home, &r));
+        if let Some(build) = here {
+            check_block_size(there, &build.prefix.join("bin/postgres"))?;
+            return Ok(Some(build));
+        }
+        let wanted = share::Options {
+            // Whether the data here allow a switch does not matter: they are about to be replaced.
+            no_switch: true,
+            dry_run: options.dry_run,
+            ..share::Options::default()
+        };
+        let (build, _) = share::take(context, there.remote.as_ref(), &there.agent, &wanted)?;
+        if !build.release.version().same_major(there.version) {
+            return Err(other_major(there, &build.release.to_string()));
+        }
+        if !options.dry_run {
+            check_block_size(there, &build.prefix.join("bin/postgres"))?;
+        }
+        return Ok(Some(build));
     }
-    // A server can only be built with one block size; asking the program itself is exact.
-    let mut command = Command::new(context.instance.program("postgres")?);
+    let ours = ours.map_or_else(|| "none".into(), |ours| ours.to_string());
+    if !same_major {
+        return Err(other_major(there, &ours));
+    }
+    if ours != there.version.to_string() {
+        context.progress.step(format!(
+            "{} runs {}, this instance {ours}: that works; --take-build takes its build",
+            there.name, there.version
+        ));
+    }
+    check_block_size(there, &instance.program("postgres")?)?;
+    Ok(None)
+}
+
+fn other_major(there: &There, ours: &str) -> Error {
+    Error::OtherMajor { source: there.name.clone(), theirs: there.version.to_string(), ours: ours.to_owned() }
+}
+
+/// A server can only be built with one block size; asking the program itself is exact.
+fn check_block_size(there: &There, postgres: &Path) -> Result<()> {
+    let mut command = Command::new(postgres);
     let finished = process::run_any(command.args(["-C", "block_size"]), Duration::from_secs(30))?;
     let block_size = finished.stdout.trim().parse().unwrap_or(there.control.block_size);
     if block_size != there.control.block_size {
         return Err(Error::OtherBlockSize { theirs: there.control.block_size, ours: block_size });
     }
     Ok(())
+}
+
+/// Starts the server as a standby, with the build that was taken for it if there is one. Not a moment earlier:
+/// until here the old cluster may have to come back, with the programs that it had.
+fn start_standby(context: Context, build: Option<&Build>) -> Result<Db> {
+    context.progress.step("starting the server as a standby");
+    let Some(build) = build else { return standby::start_and_connect(context) };
+    let renewed = switch::point(context, build)?;
+    standby::start_and_connect(Context { instance: &renewed, progress: context.progress })
 }
 
 /// The direction guard, as far as it needs no plan.
@@ -276,6 +338,7 @@ fn already_following(
         copied: None,
         bytes_planned: None,
         kept: None,
+        taken_build: None,
         slot: Some(slot.to_owned()),
         seconds: begin.elapsed().as_secs_f64(),
         lag: standby::lag(db, end)?,
@@ -418,7 +481,14 @@ fn its_slot(there: &mut There) -> Result<Option<String>> {
     Ok(slot.filter(|slot| slot.starts_with(SLOT_PREFIX)))
 }
 
-fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, slot: &str) -> Result<Db> {
+/// What the new standby runs with.
+struct Standby<'a> {
+    slot: &'a str,
+    build: Option<&'a Build>,
+}
+
+fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, with: &Standby) -> Result<Db> {
+    let slot = with.slot;
     let instance = context.instance;
     let version = there.version;
     let Some(mut cluster) = cluster else {
@@ -437,7 +507,7 @@ fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, slot: 
             standby::create_slot(&mut there.db, slot)?;
         }
     }
-    let can_reload = version.reloads_primary_conninfo() && cluster.ours.is_standby;
+    let can_reload = version.reloads_primary_conninfo() && cluster.ours.is_standby && with.build.is_none();
     let live = match cluster.db.take() {
         Some(db) if can_reload => Some(db),
         _ => {
@@ -461,8 +531,7 @@ fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, slot: 
         None => {
             // What it replays from now on may bring the source's password.
             adopt_password(context, &there.target)?;
-            context.progress.step("starting the server as a standby");
-            standby::start_and_connect(context)
+            start_standby(context, with.build)
         }
     }
 }
@@ -484,7 +553,7 @@ fn full(
     cluster: Option<Cluster>,
     plan: &Plan,
     layout: &place::Layout,
-    slot: &str,
+    with: &Standby,
     options: &Options,
 ) -> Result<(Db, Copied, Option<PathBuf>)> {
     let instance = context.instance;
@@ -505,12 +574,11 @@ fn full(
         }
         error
     };
-    let copied = copy::run(context, there, layout, sessions, slot)
+    let copied = copy::run(context, there, layout, sessions, with.slot)
         .map_err(|error| if in_place { error } else { restart(error) })?;
     let kept = place::put_in_place(context, layout, plan, &there.target)
         .map_err(|error| if place::is_pending(layout) { restart(error) } else { error })?;
-    context.progress.step("starting the server as a standby");
-    Ok((standby::start_and_connect(context)?, copied, kept))
+    Ok((start_standby(context, with.build)?, copied, kept))
 }
 
 fn stop(context: Context) -> Result<()> {
