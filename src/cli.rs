@@ -591,7 +591,7 @@ fn build_version_text(report: &build_version::Report) -> String {
     let restarted = if report.restarted { ", server restarted" } else { "" };
     match (report.in_use, report.switched) {
         (false, _) => format!(
-            "PostgreSQL {version} is in {}{how}; pgmahout build-version {version} switches to it",
+            "PostgreSQL {version} is in {}{how}; `pgmahout build-version {version}` switches to it",
             report.directory.display()
         ),
         (true, true) => format!("{instance} uses PostgreSQL {version} now{how}{restarted}{before}"),

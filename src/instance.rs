@@ -449,9 +449,9 @@ const MIRROR: &str = "https://ftp.postgresql.org/pub/source";
 fn find_build_settings(r: &mut Resolver, state_directory: &Path) -> Result<BuildSettings> {
     let words = |text: Option<String>, separators: &[char]| -> Vec<String> {
         let text = text.unwrap_or_default();
-        text.split(separators).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+        text.split(separators).map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
     };
-    let mirrors = words(r.find("source_mirrors", || default(MIRROR)), &[',', ' ', '\n']);
+    let mirrors = words(r.find("source_mirrors", || default(MIRROR)), &[',', '\n']);
     let options = words(r.find("build_options", || None), &[' ', '\t', '\n']);
     let jobs = r.number("build_jobs", || {
         detected(std::thread::available_parallelism().map_or(1, |n| n.get()), "processors")

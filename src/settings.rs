@@ -60,7 +60,10 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("ssh_known_hosts", "file of known host keys"),
     ("ssh_sessions", "parallel SSH sessions of a copy"),
     ("tablespace_mapping", "OLD=NEW pairs: where the source's tablespaces go"),
-    ("source_mirrors", "URLs of directories with PostgreSQL's sources, the preferred one first"),
+    (
+        "source_mirrors",
+        "URLs of directories with PostgreSQL's sources, separated by commas, the preferred one first",
+    ),
     ("build_options", "configure options for build-version, separated by spaces"),
     ("build_jobs", "compilers at the same time"),
     ("build_timeout", "seconds that one phase of a build may take"),

@@ -110,7 +110,7 @@ impl Base {
             if !path.starts_with('/') {
                 return Err(bad("names no absolute path"));
             }
-            return Ok(Base::Directory(path.into()));
+            return Ok(Base::Directory(percent_decoded(path)));
         }
         let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
         let rest = rest.ok_or_else(|| bad("is no https, http or file URL"))?;
@@ -129,6 +129,27 @@ impl Base {
             Base::Web(url) => Base::Web(format!("{url}/{path}")),
         })
     }
+}
+
+/// `%20` and its like are what they stand for; a percent sign before anything else is one.
+fn percent_decoded(text: &str) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let digits = digits.filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) if *first == b'%' => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    std::ffi::OsString::from_vec(bytes).into()
 }
 
 fn without_password(url: &str) -> String {
@@ -547,6 +568,7 @@ mod tests {
     #[test]
     fn mirrors_are_urls_of_three_kinds() {
         assert_eq!(Base::parse("file:///a b").unwrap(), Base::Directory("/a b".into()));
+        assert_eq!(Base::parse("file:///a%20b/100% c%2").unwrap(), Base::Directory("/a b/100% c%2".into()));
         assert_eq!(Base::parse("https://h/pub/").unwrap(), Base::Web("https://h/pub".into()));
         for url in ["ftp://h/x", "file://relative", "/path", "", "https://", "http:///x"] {
             assert!(matches!(Base::parse(url), Err(Error::MirrorUrl { .. })), "{url}");

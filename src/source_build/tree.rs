@@ -151,6 +151,25 @@ pub fn pack(from: &Path, top: &str, to: impl io::Write) -> Result<()> {
     archive.into_inner().and_then(|mut to| to.flush()).on("pack", from)
 }
 
+/// Moves the directory `from` into the directory `into`, under the name `top`; to another file system it is
+/// copied.
+pub fn carry(from: &Path, into: &Path, top: &str) -> Result<PathBuf> {
+    let to = into.join(top);
+    match std::fs::rename(from, &to) {
+        Ok(()) => return Ok(to),
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {}
+        Err(error) => return Err(error).on("rename", from),
+    }
+    let (reader, writer) = io::pipe().on("open a pipe for", from)?;
+    std::thread::scope(|scope| {
+        let packing = scope.spawn(|| pack(from, top, io::BufWriter::with_capacity(64 * 1024, writer)));
+        let unpacked = unpack(BufReader::with_capacity(64 * 1024, reader), "the copy", into, top);
+        // When the one end fails the other has only lost its peer.
+        let packed = packing.join().expect("packing does not panic");
+        unpacked.and_then(|to| packed.map(|()| to))
+    })
+}
+
 /// Bytes and files below a directory.
 pub fn measure(directory: &Path) -> Result<(u64, u64)> {
     let (mut bytes, mut files) = (0, 0);
@@ -279,6 +298,20 @@ mod tests {
         let cut = &stream[..stream.len() / 2];
         let again = unpack(cut, "it", &site.path().join("from"), "postgresql-17.6");
         assert!(again.is_err(), "a cut stream is no archive");
+    }
+
+    #[test]
+    fn a_tree_is_carried_to_this_and_to_another_file_system() {
+        let here = tempfile::tempdir().unwrap();
+        let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        for into in [here.path(), memory.path()] {
+            let from = here.path().join("from");
+            std::fs::create_dir_all(from.join("lib")).unwrap();
+            std::fs::write(from.join("lib/a"), vec![7; 300_000]).unwrap();
+            std::os::unix::fs::symlink("a", from.join("lib/b")).unwrap();
+            let to = carry(&from, into, "postgresql-17.6").unwrap();
+            assert_eq!(std::fs::read(to.join("lib/b")).unwrap(), vec![7; 300_000]);
+        }
     }
 
     #[test]

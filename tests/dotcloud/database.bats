@@ -35,7 +35,7 @@ is_state() {
     run dotcloud push "$checkout"
     sed -i 's/version: 8/version: 15/' "$checkout/dotcloud.yml"
     [ "$status" = 1 ]
-    [[ $output == *"builder: there is no PostgreSQL 8 here (found: "*"15."*"); apt-get install postgresql-8, or pgmahout build-version 8"* ]]
+    [[ $output == *"PostgreSQL 8 is not here (found: "*"15."*"); building it"*"builder: there is no PostgreSQL 8 here (found: "*"15."*"); apt-get install postgresql-8"* ]]
 }
 
 @test "push makes a database and shows its password at the end" {

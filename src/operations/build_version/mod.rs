@@ -262,7 +262,6 @@ fn build_alone(
 
     // Instances of one account may share the place, and each its own lock.
     let scratch = tree::scratch(place, &format!("pgmahout-{}-{release}.", short_name(&instance.home)))?;
-    let stage = tree::scratch(&instance.home, &format!(".postgresql-{release}."))?;
     let top = builds::directory_name(release);
     progress.step("unpacking");
     let tree = tree::unpack_file(&archive, scratch.path(), &top, progress)?;
@@ -272,12 +271,15 @@ fn build_alone(
         tree: &tree,
         arguments: &chosen.arguments,
         jobs: wanted.jobs.unwrap_or(instance.build.jobs),
-        stage: stage.path(),
+        // Here and not in the home, whose name make may not be able to quote.
+        stage: &scratch.path().join("stage"),
         log: &log,
         limit: instance.build.timeout,
     };
     let staged = compile::run(&job, progress)?;
     builds::check(&staged, release)?;
+    let stage = tree::scratch(&instance.home, &format!(".postgresql-{release}."))?;
+    let staged = tree::carry(&staged, stage.path(), &top)?;
     let record = Record {
         version: release.clone(),
         options: chosen.arguments,
