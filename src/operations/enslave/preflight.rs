@@ -1,0 +1,175 @@
+//! Owns the checks before the plan, which touch nothing: another machine, programs that can run the copy, the
+//! right direction, a free slot, settings that are high enough.
+
+use super::super::Context;
+use super::super::build_version::{share, switch};
+use super::Options;
+use super::here::Cluster;
+use super::there::There;
+use crate::builds::{self, Build};
+use crate::error::{Error, Result};
+use crate::postgres::release::Release;
+use crate::process;
+use crate::transfer::source::boot_id;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// The source must not be this very instance: the same directory of the same running system.
+pub fn check_not_itself(context: Context, there: &There) -> Result<()> {
+    let data = context.instance.data_directory()?;
+    let Ok(here) = fs::metadata(&data) else { return Ok(()) };
+    let same = there.facts.boot_id == boot_id()
+        && (there.facts.device, there.facts.inode) == (here.dev(), here.ino());
+    if same { Err(Error::SourceIsTarget { instance: context.instance.name.clone() }) } else { Ok(()) }
+}
+
+/// Sees that the programs here can run a copy of the source, and takes the source's own build when that is
+/// wanted and they are others. Gives the build that is to be used from the copy's start on.
+pub fn programs(context: Context, there: &There, options: &Options) -> Result<Option<Build>> {
+    let instance = context.instance;
+    let ours = match instance.program_version() {
+        Ok(ours) => Some(ours),
+        // With the source's build it needs none of its own.
+        Err(Error::NoBinDirectory | Error::NoProgram { .. }) if options.take_build => None,
+        Err(error) => return Err(error),
+    };
+    let same_major = ours.is_some_and(|ours| ours.same_major(there.version));
+    if ours != Some(there.version) && options.take_build {
+        switch::check_programs(context)?;
+        let here =
+            Release::from_name(&there.version.to_string()).and_then(|r| builds::find(&instance.home, &r));
+        if let Some(build) = here {
+            check_block_size(there, &build.prefix.join("bin/postgres"))?;
+            return Ok(Some(build));
+        }
+        let wanted = share::Options {
+            // Whether the data here allow a switch does not matter: they are about to be replaced.
+            no_switch: true,
+            dry_run: options.dry_run,
+            ..share::Options::default()
+        };
+        let (build, _) = share::take(context, there.remote.as_ref(), &there.agent, &wanted)?;
+        if !build.release.version().same_major(there.version) {
+            return Err(other_major(there, &build.release.to_string()));
+        }
+        if !options.dry_run {
+            check_block_size(there, &build.prefix.join("bin/postgres"))?;
+        }
+        return Ok(Some(build));
+    }
+    let ours = ours.map_or_else(|| "none".into(), |ours| ours.to_string());
+    if !same_major {
+        return Err(other_major(there, &ours));
+    }
+    if ours != there.version.to_string() {
+        context.progress.step(format!(
+            "{} runs {}, this instance {ours}: that works; --take-build takes its build",
+            there.name, there.version
+        ));
+    }
+    check_block_size(there, &instance.program("postgres")?)?;
+    Ok(None)
+}
+
+fn other_major(there: &There, ours: &str) -> Error {
+    Error::OtherMajor { source: there.name.clone(), theirs: there.version.to_string(), ours: ours.to_owned() }
+}
+
+/// A server can only be built with one block size; asking the program itself is exact.
+fn check_block_size(there: &There, postgres: &Path) -> Result<()> {
+    let mut command = Command::new(postgres);
+    let finished = process::run_any(command.args(["-C", "block_size"]), Duration::from_secs(30))?;
+    let block_size = finished.stdout.trim().parse().unwrap_or(there.control.block_size);
+    if block_size != there.control.block_size {
+        return Err(Error::OtherBlockSize { theirs: there.control.block_size, ours: block_size });
+    }
+    Ok(())
+}
+
+/// The direction guard, as far as it needs no plan.
+pub fn check_direction(
+    context: Context,
+    there: &mut There,
+    cluster: Option<&mut Cluster>,
+    options: &Options,
+) -> Result<()> {
+    if !there.in_recovery {
+        return Ok(());
+    }
+    let instance = context.instance.name.clone();
+    let source = there.name.clone();
+    if let Some(cluster) = cluster
+        && cluster.control.system_id == there.system_id
+    {
+        if !cluster.ours.is_standby {
+            return Err(Error::SourceIsOurStandby { source, instance });
+        }
+        // Both are standbys: a circle, if it streams from us.
+        if let Some(db) = &mut cluster.db
+            && there.version.has_wal_receiver_view()
+        {
+            let rows = there.db.rows("SELECT slot_name FROM pg_stat_wal_receiver", &[])?;
+            if let Some(slot) = rows.first().and_then(|row| row.get::<_, Option<String>>(0)) {
+                let ours = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active";
+                if db.value::<i64>(ours, &[&slot])? > 0 {
+                    return Err(Error::SourceIsOurStandby { source, instance });
+                }
+            }
+        }
+    }
+    if !options.cascade {
+        return Err(Error::SourceIsStandby { source });
+    }
+    Ok(())
+}
+
+/// Our slot's name must not be in somebody else's use.
+pub fn check_slot(there: &mut There, cluster: Option<&mut Cluster>, slot: &str) -> Result<()> {
+    if !there.version.has_replication_slots() {
+        return Ok(());
+    }
+    let active: i64 = there
+        .db
+        .value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active", &[&slot])?;
+    // Held by ourselves, as a standby that has this slot in its settings: that ends with the restart.
+    let ours = match cluster.and_then(|cluster| cluster.db.as_mut()) {
+        Some(db) if db.version.shows_recovery_settings() => {
+            db.setting("primary_slot_name")?.as_deref() == Some(slot)
+        }
+        Some(_) => true,
+        None => false,
+    };
+    if active > 0 && !ours { Err(Error::SlotInUse { slot: slot.to_owned() }) } else { Ok(()) }
+}
+
+/// Settings that must not be lower here than on the source, where this instance keeps its own.
+pub fn check_settings(context: Context, there: &mut There, cluster: Option<&mut Cluster>) -> Result<()> {
+    let instance = context.instance;
+    let mut db = cluster.and_then(|cluster| cluster.db.as_mut());
+    for name in there.version.standby_minimum_settings() {
+        let theirs = there.db.setting(name)?;
+        let ours = match &mut db {
+            Some(db) => db.setting(name)?,
+            None => {
+                let directory = match &instance.config_directory {
+                    Some(directory) => directory.clone(),
+                    None => instance.data_directory()?,
+                };
+                let mut command = Command::new(instance.program("postgres")?);
+                command.arg("-D").arg(directory).args(["-C", name]);
+                let finished = process::run_any(&mut command, Duration::from_secs(30))?;
+                finished.status.success().then(|| finished.stdout.trim().to_owned())
+            }
+        };
+        let number = |text: &Option<String>| text.as_deref().and_then(|t| t.parse::<i64>().ok());
+        if let (Some(theirs), Some(ours)) = (number(&theirs), number(&ours))
+            && ours < theirs
+        {
+            return Err(Error::SettingTooLow { name, ours, theirs, source: there.name.clone() });
+        }
+    }
+    Ok(())
+}
