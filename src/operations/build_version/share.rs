@@ -168,7 +168,8 @@ pub fn take(context: Context, remote: &dyn Remote, agent: &str, wanted: &Options
         return Ok((build, Origin::Present));
     }
     progress.step(format!(
-        "taking PostgreSQL {release} from {}: {}, with {}",
+        "{} PostgreSQL {release} from {}: {}, with {}",
+        if wanted.dry_run { "would take" } else { "taking" },
         offer.instance,
         bytes_text(offer.record.bytes),
         list(&offer.record.with.iter().map(String::as_str).collect::<Vec<_>>())

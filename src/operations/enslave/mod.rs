@@ -149,6 +149,7 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     }
 
     // From here on things change.
+    let build = build.map(|offered| preflight::take_build(context, &there, &offered)).transpose()?;
     let was_primary = cluster.as_ref().is_some_and(|cluster| !cluster.ours.is_standby);
     let former = former_primary(context, cluster.as_mut())?;
     let with = Standby { slot: &slot, build: build.as_ref() };

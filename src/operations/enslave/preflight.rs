@@ -26,8 +26,8 @@ pub fn check_not_itself(context: Context, there: &There) -> Result<()> {
     if same { Err(Error::SourceIsTarget { instance: context.instance.name.clone() }) } else { Ok(()) }
 }
 
-/// Sees that the programs here can run a copy of the source, and takes the source's own build when that is
-/// wanted and they are others. Gives the build that is to be used from the copy's start on.
+/// Sees that the programs here can run a copy of the source. When that is wanted and they are others, gives the
+/// build that is to be used from the copy's start on: one that is here, or what the source offers.
 pub fn programs(context: Context, there: &There, options: &Options) -> Result<Option<Build>> {
     let instance = context.instance;
     let ours = match instance.program_version() {
@@ -39,24 +39,13 @@ pub fn programs(context: Context, there: &There, options: &Options) -> Result<Op
     let same_major = ours.is_some_and(|ours| ours.same_major(there.version));
     if ours != Some(there.version) && options.take_build {
         switch::check_programs(context)?;
-        let here =
-            Release::from_name(&there.version.to_string()).and_then(|r| builds::find(&instance.home, &r));
-        if let Some(build) = here {
-            check_block_size(there, &build.prefix.join("bin/postgres"))?;
-            return Ok(Some(build));
-        }
-        let wanted = share::Options {
-            // Whether the data here allow a switch does not matter: they are about to be replaced.
-            no_switch: true,
-            dry_run: options.dry_run,
-            ..share::Options::default()
+        let here = Release::from_name(&there.version.to_string());
+        let build = match here.and_then(|release| builds::find(&instance.home, &release)) {
+            Some(build) => build,
+            None => ask_for_build(context, there, true)?,
         };
-        let (build, _) = share::take(context, there.remote.as_ref(), &there.agent, &wanted)?;
         if !build.release.version().same_major(there.version) {
             return Err(other_major(there, &build.release.to_string()));
-        }
-        if !options.dry_run {
-            check_block_size(there, &build.prefix.join("bin/postgres"))?;
         }
         return Ok(Some(build));
     }
@@ -72,6 +61,22 @@ pub fn programs(context: Context, there: &There, options: &Options) -> Result<Op
     }
     check_block_size(there, &instance.program("postgres")?)?;
     Ok(None)
+}
+
+/// The build that the copy is to be started with, here and able to run it.
+pub fn take_build(context: Context, there: &There, offered: &Build) -> Result<Build> {
+    let build = match builds::find(&context.instance.home, &offered.release) {
+        Some(build) => build,
+        None => ask_for_build(context, there, false)?,
+    };
+    check_block_size(there, &build.prefix.join("bin/postgres"))?;
+    Ok(build)
+}
+
+fn ask_for_build(context: Context, there: &There, only_ask: bool) -> Result<Build> {
+    // Whether the data here allow a switch does not matter: they are about to be replaced.
+    let wanted = share::Options { no_switch: true, dry_run: only_ask, ..share::Options::default() };
+    share::take(context, there.remote.as_ref(), &there.agent, &wanted).map(|(build, _)| build)
 }
 
 fn other_major(there: &There, ours: &str) -> Error {
