@@ -277,7 +277,7 @@ impl Mirrors {
             (Some(first), Some(last), ..) => format!("it has {first} to {last}"),
             (_, _, Some(first), Some(last)) if first == last => format!("it has only {first}"),
             (_, _, Some(first), Some(last)) => format!("it has {first} to {last}, but no {major}"),
-            _ => String::new(),
+            _ => "a mirror is a directory that holds v17.6/postgresql-17.6.tar.gz and its like".into(),
         };
         let mirrors = self.bases.iter().map(Base::to_string).collect();
         Error::UnknownRelease { wanted, mirrors, offered }
@@ -479,7 +479,12 @@ fn open(agent: &ureq::Agent, location: &Location, from: u64) -> std::result::Res
     if from > 0 {
         request = request.header("Range", format!("bytes={from}-"));
     }
-    let response = request.call().map_err(|error| Miss::Down(error.to_string()))?;
+    let response = request.call().map_err(|error| {
+        Miss::Down(match error {
+            ureq::Error::Io(error) => error.to_string(),
+            other => other.to_string(),
+        })
+    })?;
     let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
     let number = |text: Option<&str>| text.and_then(|text| text.trim().parse::<u64>().ok());
     let (begin, total) = match response.status() {

@@ -167,13 +167,12 @@ pub fn take(context: Context, remote: &dyn Remote, agent: &str, wanted: &Options
         progress.step(format!("PostgreSQL {release} of {} is here already", offer.instance));
         return Ok((build, Origin::Present));
     }
-    progress.step(format!(
-        "{} PostgreSQL {release} from {}: {}, with {}",
-        if wanted.dry_run { "would take" } else { "taking" },
-        offer.instance,
-        bytes_text(offer.record.bytes),
-        list(&offer.record.with.iter().map(String::as_str).collect::<Vec<_>>())
-    ));
+    let parts = list(&offer.record.with.iter().map(String::as_str).collect::<Vec<_>>());
+    let size = bytes_text(offer.record.bytes);
+    progress.step(match wanted.dry_run {
+        true => format!("{} has PostgreSQL {release} to give: {size}, with {parts}", offer.instance),
+        false => format!("taking PostgreSQL {release} from {}: {size}, with {parts}", offer.instance),
+    });
     let record = Record { taken_from: Some(offer.instance.clone()), ..offer.record };
     if wanted.dry_run {
         let prefix = instance.home.join(builds::directory_name(&release));
