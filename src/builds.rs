@@ -5,6 +5,7 @@ use crate::durable::{self, Context};
 use crate::error::{Error, Result};
 use crate::postgres::release::Release;
 use crate::process;
+use crate::source_build::options::package_of_shared_library;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -167,14 +168,28 @@ pub fn remove(build: &Build) -> Result<()> {
 pub fn check(prefix: &Path, release: &Release) -> Result<()> {
     for program in ["postgres", "initdb", "pg_ctl"] {
         let path = prefix.join("bin").join(program);
-        let broken = |why: String| Error::BuildDoesNotRun { program: path.clone(), why };
-        let finished = process::run(Command::new(&path).arg("--version"), Duration::from_secs(30))
-            .map_err(|error| broken(error.to_string()))?;
-        // "postgres (PostgreSQL) 17.6"
+        let finished = process::run_any(Command::new(&path).arg("--version"), Duration::from_secs(30))?;
         let said = finished.stdout.trim();
-        if said.split_whitespace().nth(2).and_then(Release::from_name).as_ref() != Some(release) {
-            return Err(broken(format!("it says {said:?}")));
+        // "postgres (PostgreSQL) 17.6"
+        if finished.status.success()
+            && said.split_whitespace().nth(2).and_then(Release::from_name).as_ref() == Some(release)
+        {
+            continue;
         }
+        let why = match finished.stderr.trim() {
+            "" if said.is_empty() => format!("it says nothing ({})", finished.status),
+            "" => format!("it says {said:?}"),
+            stderr => stderr.to_owned(),
+        };
+        // "postgres: error while loading shared libraries: libicui18n.so.72: cannot open shared object file: …"
+        let library = why.split("loading shared libraries: ").nth(1).and_then(|rest| rest.split(':').next());
+        let package = library.and_then(package_of_shared_library);
+        return Err(Error::BuildDoesNotRun {
+            program: (*program).to_owned(),
+            release: release.to_string(),
+            why,
+            package,
+        });
     }
     Ok(())
 }

@@ -271,7 +271,7 @@ pub enum Error {
     /// A tool failed.
     BuildFailed { release: String, phase: &'static str, status: String, log: PathBuf, tail: String },
     /// A program of a build does not run, or is another.
-    BuildDoesNotRun { program: PathBuf, why: String },
+    BuildDoesNotRun { program: String, release: String, why: String, package: Option<String> },
     /// The home of the instance belongs to somebody else.
     NotOurHome { home: PathBuf, owner: String },
     /// The data directory is of another major version.
@@ -663,7 +663,12 @@ impl Error {
             ),
             Error::NoSpace { path, needed, available } => (
                 Failed,
-                format!("{} needs {} and has {}", path.display(), megabytes(*needed), megabytes(*available)),
+                format!(
+                    "{} needs {} and has {} MB",
+                    path.display(),
+                    megabytes(*needed),
+                    available / 1_000_000
+                ),
                 "make room, or use a larger disk",
             ),
             Error::MountPoint { path } => (
@@ -867,9 +872,11 @@ impl Error {
                 ),
                 "",
             ),
-            Error::BuildDoesNotRun { program, why } => {
-                (Failed, format!("{} does not run here: {}", program.display(), printable(why)), "")
-            }
+            Error::BuildDoesNotRun { program, release, why, .. } => (
+                Failed,
+                format!("{program} of PostgreSQL {release} does not run here: {}", printable(why)),
+                "",
+            ),
             Error::NotOurHome { home, owner } => (
                 Usage,
                 format!("{} belongs to {owner}, and this is another account", home.display()),
@@ -955,6 +962,7 @@ impl Error {
                 let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
                 format!("apt-get install {}, or leave the option away", packages.join(" "))
             }
+            Error::BuildDoesNotRun { package: Some(package), .. } => format!("apt-get install {package}"),
             Error::BuildFailed { log, .. } => format!("all that it said is in {}", log.display()),
             Error::OtherDataMajor { has, wanted, .. } => format!(
                 "keep to {has}.x here, or build {wanted} beside it with --no-switch; data moves to another major \

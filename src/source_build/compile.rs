@@ -134,7 +134,7 @@ fn phase(
     for variable in ["MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "DESTDIR", "CONFIG_SITE"] {
         command.env_remove(variable);
     }
-    log.line(&format!("$ {command:?}"))?;
+    log.write(&format!("$ {command:?}"))?;
     let status = process::run_lines(command, job.limit, |line| {
         seen(line);
         log.line(line)
@@ -202,6 +202,11 @@ impl Log {
             self.last.pop_front();
         }
         self.last.push_back(line.to_owned());
+        self.write(line)
+    }
+
+    /// Into the file only: our own words are not the tool's.
+    fn write(&mut self, line: &str) -> Result<()> {
         self.file
             .write_all(line.as_bytes())
             .and_then(|()| self.file.write_all(b"\n"))

@@ -5,6 +5,7 @@ use crate::durable::{self, Context};
 use crate::error::{Error, Result};
 use crate::process;
 use crate::progress::Progress;
+use nix::errno::Errno;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Component, Path, PathBuf};
@@ -49,10 +50,11 @@ impl<R: Read> Read for Counted<'_, R> {
 
 /// Unpacks a tar stream into `into` and gives the directory `top` in it. `name` is what errors call it.
 pub fn unpack(stream: impl Read, name: &str, into: &Path, top: &str) -> Result<PathBuf> {
+    // The tar crate's text hides what the system said.
+    let full = |errno: Errno| Error::File { action: "write to", path: into.into(), source: errno.into() };
     let damaged = |why: io::Error| match why.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Error::File { action: "write to", path: into.into(), source: why }
-        }
+        io::ErrorKind::StorageFull => full(Errno::ENOSPC),
+        io::ErrorKind::QuotaExceeded => full(Errno::EDQUOT),
         _ => Error::ArchiveDamaged { archive: name.into(), why: innermost(&why) },
     };
     let escapes =

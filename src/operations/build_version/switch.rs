@@ -107,6 +107,9 @@ pub fn switch(context: Context, build: &Build, renewed: bool) -> Result<Switched
     }
     builds::check(&build.prefix, &build.release)?;
     let _lock = lock(context, &format!("build-version {}", build.release))?;
+    if is_done(renewed)? {
+        return Ok(Switched::default());
+    }
     // Data may have come in the meantime.
     check(context, build.release.version())?;
     let before = builds::current(&instance.home)?;
