@@ -112,44 +112,109 @@ pub fn current(home: &Path) -> Result<Current> {
     }
 }
 
-/// Lets `~/postgresql` point to `prefix`, in one step: whoever looks sees the old one or the new one. A build
-/// of this home is named relatively, as the home may be moved or copied.
-pub fn point(home: &Path, prefix: &Path) -> Result<()> {
-    let link = home.join(LINK);
+/// A new `~/postgresql` that only needs its name: whatever can fail at making it has not failed.
+pub struct PreparedLink {
+    made: tempfile::NamedTempFile<()>,
+    link: PathBuf,
+}
+
+/// Prepares `~/postgresql` to point to `prefix`. A build of this home is named relatively, as the home may be
+/// moved or copied.
+pub fn prepare_link(home: &Path, prefix: &Path) -> Result<PreparedLink> {
+    const NAME: &str = ".postgresql-link.";
+    // What a kill has left; the caller holds the lock of the instance.
+    for entry in fs::read_dir(home).on("list", home)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(NAME) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
     let target = prefix.strip_prefix(home).unwrap_or(prefix);
-    let temporary = tempfile::Builder::new()
-        .prefix(".postgresql-link.")
+    let made = tempfile::Builder::new()
+        .prefix(NAME)
         .make_in(home, |path| std::os::unix::fs::symlink(target, path))
         .on("create a link in", home)?;
-    temporary.persist(&link).map_err(|e| e.error).on("rename to", &link)?;
-    durable::sync_directory(home)
+    Ok(PreparedLink { made, link: home.join(LINK) })
+}
+
+impl PreparedLink {
+    /// Gives it its name in one step: whoever looks sees the old link or the new one.
+    pub fn put(self) -> Result<()> {
+        self.made.persist(&self.link).map_err(|e| e.error).on("rename to", &self.link)?;
+        durable::sync_directory(durable::parent(&self.link))
+    }
 }
 
 /// Takes `~/postgresql` away again, where there was none before.
-pub fn unpoint(home: &Path) -> Result<()> {
+pub fn remove_link(home: &Path) -> Result<()> {
     let link = home.join(LINK);
-    fs::remove_file(&link).on("remove", &link)
+    match fs::remove_file(&link) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).on("remove", &link),
+        _ => Ok(()),
+    }
+}
+
+/// A build whose place a new one of the same version has taken. It is kept until the new one has started.
+#[derive(Debug)]
+pub struct Replaced {
+    prefix: PathBuf,
+    old: PathBuf,
+}
+
+impl Replaced {
+    fn of(home: &Path, release: &Release) -> Replaced {
+        let name = directory_name(release);
+        Replaced { old: home.join(format!(".replaced-{name}")), prefix: home.join(name) }
+    }
+
+    /// What a kill between a replacement and the new build's start has left.
+    pub fn find(home: &Path, release: &Release) -> Option<Replaced> {
+        Some(Replaced::of(home, release)).filter(|replaced| replaced.old.exists())
+    }
+
+    /// Puts the old one back; the new one is removed.
+    pub fn restore(&self) -> Result<()> {
+        if !durable::exchange(&self.old, &self.prefix)? {
+            let new = self.old.with_file_name(".failed-build");
+            durable::remove_tree(&new)?;
+            durable::rename(&self.prefix, &new)?;
+            durable::rename(&self.old, &self.prefix)?;
+            return durable::remove_tree(&new);
+        }
+        durable::remove_tree(&self.old)
+    }
+
+    /// The old one is not needed any more.
+    pub fn forget(&self) -> Result<()> {
+        durable::remove_tree(&self.old)
+    }
 }
 
 /// Puts a complete installation in its place, with its record. It must lie on the same file system as `home`.
-/// One that is there already is replaced in one step.
-pub fn install(home: &Path, staged: &Path, record: &Record) -> Result<Build> {
+/// One that is there already is replaced, and kept aside for the time being.
+pub fn install(home: &Path, staged: &Path, record: &Record) -> Result<(Build, Option<Replaced>)> {
     let json = serde_json::to_vec_pretty(record).expect("a record is plain data");
     durable::write(&staged.join(RECORD), &json, 0o644)?;
     durable::sync_file_system(staged)?;
     let prefix = home.join(directory_name(&record.version));
-    if !prefix.exists() {
-        durable::rename(staged, &prefix)?;
-    } else if durable::exchange(staged, &prefix)? {
-        durable::remove_tree(staged)?;
+    let replaced = Replaced::of(home, &record.version);
+    let there = prefix.exists();
+    if there {
+        replaced.forget()?;
+        if durable::exchange(staged, &prefix)? {
+            durable::rename(staged, &replaced.old)?;
+        } else {
+            // Without the exchange there is an instant without either; better than a mixture of both.
+            durable::rename(&prefix, &replaced.old)?;
+            if let Err(error) = durable::rename(staged, &prefix) {
+                durable::rename(&replaced.old, &prefix)?;
+                return Err(error);
+            }
+        }
     } else {
-        // Without the exchange there is an instant without either; better than a mixture of both.
-        let old = durable::parent(staged).join("old");
-        durable::rename(&prefix, &old)?;
         durable::rename(staged, &prefix)?;
-        durable::remove_tree(&old)?;
     }
-    Ok(Build { release: record.version.clone(), prefix, record: Some(record.clone()) })
+    let build = Build { release: record.version.clone(), prefix, record: Some(record.clone()) };
+    Ok((build, there.then_some(replaced)))
 }
 
 /// Removes a build. It vanishes in one step: a kill leaves no half of it under its name.
@@ -172,7 +237,7 @@ pub fn check(prefix: &Path, release: &Release) -> Result<()> {
         let said = finished.stdout.trim();
         // "postgres (PostgreSQL) 17.6"
         if finished.status.success()
-            && said.split_whitespace().nth(2).and_then(Release::from_name).as_ref() == Some(release)
+            && said.split_whitespace().nth(2).is_some_and(|word| is_version(word, release))
         {
             continue;
         }
@@ -192,6 +257,12 @@ pub fn check(prefix: &Path, release: &Release) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// "15.18", also with what `--with-extra-version` appends, but not "15.180".
+fn is_version(word: &str, release: &Release) -> bool {
+    let rest = word.strip_prefix(release.name());
+    rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit() || c == '.'))
 }
 
 impl Machine {
@@ -271,7 +342,7 @@ mod tests {
         for version in ["15.10", "15.9"] {
             let staged = staged(home, version);
             check(&staged, &Release::from_name(version).unwrap()).unwrap();
-            install(home, &staged, &record(version)).unwrap();
+            assert!(install(home, &staged, &record(version)).unwrap().1.is_none());
             assert!(!staged.exists());
         }
         fs::create_dir(home.join("postgresql-15.8")).unwrap();
@@ -282,8 +353,9 @@ mod tests {
         assert_eq!(builds[1].record, Some(record("15.10")));
 
         assert_eq!(current(home).unwrap(), Current::None);
-        point(home, &builds[0].prefix).unwrap();
-        point(home, &builds[1].prefix).unwrap();
+        std::os::unix::fs::symlink("left by a kill", home.join(".postgresql-link.x")).unwrap();
+        prepare_link(home, &builds[0].prefix).unwrap().put().unwrap();
+        prepare_link(home, &builds[1].prefix).unwrap().put().unwrap();
         assert_eq!(current(home).unwrap(), Current::Link(builds[1].prefix.clone()));
         assert_eq!(fs::read_link(home.join(LINK)).unwrap(), Path::new("postgresql-15.10"), "relative");
 
@@ -296,14 +368,31 @@ mod tests {
     }
 
     #[test]
-    fn a_build_replaces_the_one_that_is_there() {
+    fn a_build_replaces_the_one_that_is_there_and_can_be_taken_back() {
         let home = tempfile::tempdir().unwrap();
         let home = home.path();
-        install(home, &staged(home, "15.9"), &record("15.9")).unwrap();
-        let again = Record { options: vec!["--with-perl".into()], ..record("15.9") };
-        install(home, &staged(home, "15.9"), &again).unwrap();
-        assert_eq!(all(home).unwrap()[0].record, Some(again));
+        let old = record("15.9");
+        let new = Record { options: vec!["--with-perl".into()], ..old.clone() };
+        install(home, &staged(home, "15.9"), &old).unwrap();
+        let there = || all(home).unwrap().into_iter().map(|build| build.record.unwrap()).collect::<Vec<_>>();
+
+        let (_, replaced) = install(home, &staged(home, "15.9"), &new).unwrap();
+        assert_eq!(there()[0], new);
+        replaced.unwrap().restore().unwrap();
+        assert_eq!(there(), [old]);
         assert_eq!(fs::read_dir(home).unwrap().count(), 1);
+
+        install(home, &staged(home, "15.9"), &new).unwrap();
+        Replaced::find(home, &new.version).unwrap().forget().unwrap();
+        assert_eq!(there(), [new]);
+        assert_eq!(fs::read_dir(home).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_version_may_have_an_appendix() {
+        let release = Release::from_name("15.1").unwrap();
+        assert!(is_version("15.1", &release) && is_version("15.1-local", &release));
+        assert!(!is_version("15.18", &release) && !is_version("15.1.2", &release));
     }
 
     #[test]

@@ -265,10 +265,10 @@ struct BuildVersionArgs {
     #[arg(long, value_name = "URL", conflicts_with = "from_blurb")]
     mirror: Vec<String>,
     /// Compilers at the same time [default: number of processors]
-    #[arg(long, short = 'j', value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, short = 'j', value_name = "N", conflicts_with = "from_blurb", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
     /// Options for PostgreSQL's configure, after those of the setting build_options
-    #[arg(last = true, value_name = "CONFIGURE-OPTION")]
+    #[arg(last = true, value_name = "CONFIGURE-OPTION", conflicts_with = "from_blurb")]
     options: Vec<String>,
 }
 
@@ -284,8 +284,14 @@ pub fn run() -> u8 {
     };
     process::catch_interrupts();
     let json = cli.common.json;
+    // Its stdout is an archive by then.
+    let is_giver = matches!(cli.command, Command::GiveBuild { .. });
     match dispatch(cli) {
         Ok(()) => 0,
+        Err(error) if is_giver => {
+            let _ = writeln!(std::io::stderr(), "{}", error_json(&error));
+            error.exit() as u8
+        }
         Err(error) => {
             show_error(&error, json);
             error.exit() as u8
@@ -294,14 +300,17 @@ pub fn run() -> u8 {
 }
 
 fn show_error(error: &Error, json: bool) {
-    let hint = error.hint();
     if json {
-        let exit = error.exit() as u8;
-        answer(&json!({"error": {"message": error.to_string(), "hint": hint, "exit": exit}}));
+        say(&error_json(error).to_string());
         return;
     }
-    let hint = hint.map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
+    let hint = error.hint().map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
     let _ = write!(std::io::stderr(), "pgmahout: {error}\n{hint}");
+}
+
+fn error_json(error: &Error) -> serde_json::Value {
+    let exit = error.exit() as u8;
+    json!({"error": {"message": error.to_string(), "hint": error.hint(), "exit": exit}})
 }
 
 /// A result, on stdout. A reader that has gone away is no failure of ours.
@@ -398,7 +407,7 @@ fn find_instance(cli: &Cli) -> Result<Instance> {
     if let Command::BuildVersion(BuildVersionArgs { mirror, .. }) = &cli.command
         && !mirror.is_empty()
     {
-        flags.insert("source_mirrors", mirror.join(","));
+        flags.insert("source_mirrors", mirror.join("\n"));
     }
     Instance::discover(&Settings::load(&home, flags, std::env::vars())?)
 }

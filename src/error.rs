@@ -282,6 +282,8 @@ pub enum Error {
     NotFromLink { programs: String, because: String },
     /// The server did not start with the new build, and runs with the old one again.
     SwitchedBack { release: String, previous: String, why: String },
+    /// The server starts neither with the new build nor with the one before.
+    NothingStarts { release: String, previous: String, why: String, second: String },
     /// The server was started, but from another place.
     OtherProgramsRun { release: String, running: PathBuf },
     /// No such build.
@@ -908,6 +910,14 @@ impl Error {
                     "the server did not start with PostgreSQL {release} and runs with {previous} again: {why}"
                 ),
                 "",
+            ),
+            Error::NothingStarts { release, previous, why, second } => (
+                Failed,
+                format!(
+                    "the server does not run: with PostgreSQL {release}: {why}; with {previous}, after switching \
+                     back: {second}"
+                ),
+                "mend what is said last, then start the server, or run the command again",
             ),
             Error::OtherProgramsRun { release, running } => (
                 Failed,

@@ -10,6 +10,7 @@ use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{Lsn, Timeline, history_file_name, parse_segment_name};
 use crate::process;
 use crate::settings::{Found, Origin, Settings};
+use crate::source_build::mirror::without_password;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -447,12 +448,20 @@ impl Instance {
 const MIRROR: &str = "https://ftp.postgresql.org/pub/source";
 
 fn find_build_settings(r: &mut Resolver, state_directory: &Path) -> Result<BuildSettings> {
-    let words = |text: Option<String>, separators: &[char]| -> Vec<String> {
-        let text = text.unwrap_or_default();
-        text.split(separators).map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
-    };
-    let mirrors = words(r.find("source_mirrors", || default(MIRROR)), &[',', '\n']);
-    let options = words(r.find("build_options", || None), &[' ', '\t', '\n']);
+    let mirrors = r.find("source_mirrors", || default(MIRROR)).unwrap_or_default();
+    let mirrors: Vec<String> =
+        mirrors.split([',', '\n']).map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect();
+    // `pgmahout config` shows it.
+    if let Some(shown) = r.resolved.iter_mut().find(|resolved| resolved.name == "source_mirrors") {
+        shown.value = Some(mirrors.iter().map(|url| without_password(url)).collect::<Vec<_>>().join(", "));
+    }
+    let options = r.find("build_options", || None).unwrap_or_default();
+    // As a shell would read it: CFLAGS='-O3 -march=native' is one word.
+    let options = shlex::split(&options).ok_or_else(|| Error::SettingValue {
+        name: "build_options",
+        value: options.clone(),
+        wanted: "words as in a shell, with closed quotes",
+    })?;
     let jobs = r.number("build_jobs", || {
         detected(std::thread::available_parallelism().map_or(1, |n| n.get()), "processors")
     })?;
@@ -474,7 +483,7 @@ fn find_build_settings(r: &mut Resolver, state_directory: &Path) -> Result<Build
 }
 
 /// Whether `make` and its kin can work in a directory of this name: they do not quote.
-fn fit_for_make(path: &Path) -> bool {
+pub fn fit_for_make(path: &Path) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,@".contains(c);
     path.to_str().is_some_and(|text| text.chars().all(plain))
 }

@@ -150,9 +150,14 @@ pub fn version_of_dotcloud_yml(home: &Path) -> std::result::Result<(String, Path
     let text = fs::read_to_string(file).map_err(|error| format!("{at} cannot be read: {error}"))?;
     let services: Services =
         serde_yaml::from_str(&text).map_err(|error| format!("{at} cannot be understood: {error}"))?;
+    let unquoted = std::cell::Cell::new(false);
     let of = |service: &serde_yaml::Value| match service.get("version")? {
         serde_yaml::Value::String(text) => Some(text.clone()),
-        serde_yaml::Value::Number(number) => Some(number.to_string()),
+        serde_yaml::Value::Number(number) => {
+            // As a number 15.10 is 15.1, another release.
+            unquoted.set(unquoted.get() || (number.is_f64() && number.as_f64() >= Some(10.0)));
+            Some(number.to_string())
+        }
         _ => None,
     };
     let name = std::env::var("DOTCLOUD_SERVICE_NAME")
@@ -169,6 +174,11 @@ pub fn version_of_dotcloud_yml(home: &Path) -> std::result::Result<(String, Path
             first
         }
     };
+    if unquoted.get() {
+        return Err(format!(
+            "{at} has a version without quotes, where YAML reads 15.10 as 15.1; write \"15.10\""
+        ));
+    }
     let of_service = name.map(|name| format!(" of service {name}")).unwrap_or_default();
     version.map(|version| (version, file.clone())).ok_or(format!("{at} says no version{of_service}"))
 }
@@ -293,6 +303,8 @@ mod tests {
         assert!(version().unwrap_err().contains("several services"));
         fs::write(home.path().join("environment.json"), r#"{"DOTCLOUD_SERVICE_NAME":"a"}"#).unwrap();
         assert_eq!(version().unwrap(), "9.6");
+        say("a: {version: 15.10}\n");
+        assert!(version().unwrap_err().contains("without quotes"));
         say("b: {version: 15}\n");
         assert!(version().unwrap_err().contains("no version of service a"));
         say("{");

@@ -57,6 +57,8 @@ pub fn run_any(command: &mut Command, limit: Duration) -> Result<Finished> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // Ctrl-C on a terminal is for us: a pg_ctl that it kills leaves its server half-stopped.
+        .process_group(0)
         .spawn()
         .map_err(|source| Error::Spawn { program: program.clone(), source })?;
     let mut child = Reaped(child);
@@ -216,6 +218,85 @@ pub fn read_within<T: Send + 'static>(
     wait_for(limit, || Ok(receiver.try_recv().ok()))
 }
 
+/// As [`wait_for`], but not to be interrupted: for what must come to its end.
+pub fn wait_until(limit: Duration, mut ready: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    while !ready() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    true
+}
+
+/// A reader whose reads end at an interrupt, or at the limit for all of them, although what it reads from
+/// blocks. After such an end [`check_interrupt`] tells which it was.
+pub struct Patient<R> {
+    chunks: std::sync::mpsc::Receiver<std::io::Result<Vec<u8>>>,
+    reading: thread::JoinHandle<R>,
+    chunk: Vec<u8>,
+    at: usize,
+    deadline: Instant,
+}
+
+impl<R: Read + Send + 'static> Patient<R> {
+    /// Reads on in a thread of its own.
+    pub fn new(mut inner: R, limit: Duration) -> Patient<R> {
+        let (sender, chunks) = std::sync::mpsc::sync_channel(16);
+        let reading = thread::spawn(move || {
+            loop {
+                let mut chunk = vec![0; 64 * 1024];
+                let read = inner.read(&mut chunk).map(|n| chunk.truncate(n));
+                let over = read.is_err() || chunk.is_empty();
+                if over && read.is_ok() {
+                    return inner;
+                }
+                if sender.send(read.map(|()| chunk)).is_err() || over {
+                    return inner;
+                }
+            }
+        });
+        Patient { chunks, reading, chunk: Vec::new(), at: 0, deadline: Instant::now() + limit }
+    }
+
+    /// What it read from, once that has come to its end; `None` when it has not within `limit`.
+    pub fn finish(self, limit: Duration) -> Option<R> {
+        let deadline = Instant::now() + limit;
+        while let Some(remaining) = deadline.checked_duration_since(Instant::now()) {
+            match self.chunks.recv_timeout(remaining.min(Duration::from_millis(100))) {
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return self.reading.join().ok(),
+                _ if check_interrupt().is_err() => return None,
+                _ => {}
+            }
+        }
+        None
+    }
+}
+
+impl<R: Read + Send + 'static> Read for Patient<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        use std::sync::mpsc::RecvTimeoutError;
+        while self.at == self.chunk.len() {
+            if check_interrupt().is_err() {
+                return Err(std::io::Error::other("interrupted"));
+            }
+            if Instant::now() >= self.deadline {
+                return Err(std::io::Error::other("it did not come to its end in time"));
+            }
+            match self.chunks.recv_timeout(Duration::from_millis(100)) {
+                Ok(chunk) => (self.chunk, self.at) = (chunk?, 0),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(0),
+            }
+        }
+        let n = buffer.len().min(self.chunk.len() - self.at);
+        buffer[..n].copy_from_slice(&self.chunk[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
 /// True when a process with this id exists (also one of another account).
 pub fn is_alive(pid: i32) -> bool {
     use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
@@ -271,6 +352,20 @@ mod tests {
     fn is_running(pid: i32) -> bool {
         let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         status.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
+    }
+
+    #[test]
+    fn a_patient_reader_gives_all_and_does_not_wait_for_ever() {
+        let mut reader = Patient::new(std::io::Cursor::new(vec![7; 300_000]), Duration::from_secs(5));
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).unwrap();
+        assert_eq!(all, vec![7; 300_000]);
+        assert_eq!(reader.finish(Duration::from_secs(1)).unwrap().position(), 300_000);
+
+        let (silent, _writer) = std::io::pipe().unwrap();
+        let mut reader = Patient::new(silent, Duration::from_millis(150));
+        assert!(reader.read(&mut [0]).unwrap_err().to_string().contains("in time"));
+        assert!(reader.finish(Duration::from_millis(50)).is_none());
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub const SETTINGS: &[(&str, &str)] = &[
         "source_mirrors",
         "URLs of directories with PostgreSQL's sources, separated by commas, the preferred one first",
     ),
-    ("build_options", "configure options for build-version, separated by spaces"),
+    ("build_options", "configure options for build-version, as words of a shell"),
     ("build_jobs", "compilers at the same time"),
     ("build_timeout", "seconds that one phase of a build may take"),
     ("build_directory", "where sources are unpacked and compiled"),

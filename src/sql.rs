@@ -231,6 +231,10 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn connection_error(target: &Target, error: &postgres::Error) -> Error {
     match error.as_db_error() {
+        // It will never accept one: to wait for it would be in vain.
+        Some(db) if db.detail().is_some_and(|detail| detail.contains("Hot standby mode is disabled")) => {
+            Error::SqlRefused { at: target.at(), why: "hot_standby is off".into() }
+        }
         Some(db) => refusal(target, db.code().code(), db.message(), false),
         // A server that wants a password of a client that has none is told by the client library itself.
         None if chain(error).contains("password missing") => {

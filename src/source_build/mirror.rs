@@ -11,7 +11,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use ureq::http::StatusCode;
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
@@ -21,8 +21,13 @@ const FORMS: [&str; 2] = ["tar.gz", "tar.bz2"];
 /// A server that sends nothing for this long is taken for dead.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 
-/// A cut download is taken up again this often before it is given up for now.
+/// A cut download that gets no further is taken up again this often before it is given up for now; one that
+/// does, some more.
 const RESUMPTIONS: u32 = 5;
+const ATTEMPTS: u32 = 100;
+
+/// All attempts together.
+const DOWNLOAD_LIMIT: Duration = Duration::from_secs(6 * 3600);
 
 /// No checksum file or directory listing is longer.
 const PAGE_LIMIT: u64 = 4 << 20;
@@ -65,6 +70,15 @@ enum Miss {
     Beyond,
     /// The mirror could not be asked: why.
     Down(String),
+}
+
+/// What one mirror says of one form of a tarball.
+enum Candidate {
+    Source(Source),
+    Nothing,
+    Down(String),
+    /// It is there, but its checksum is not, or is another.
+    Unfit(Error),
 }
 
 /// Something that a mirror sends.
@@ -152,9 +166,13 @@ fn percent_decoded(text: &str) -> PathBuf {
     std::ffi::OsString::from_vec(bytes).into()
 }
 
-fn without_password(url: &str) -> String {
-    match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.split_once('@')?.1))) {
-        Some((scheme, rest)) => format!("{scheme}://…@{rest}"),
+/// A URL, or what was meant to be one, without what may be a password.
+pub fn without_password(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((_, host)) if scheme.is_empty() => format!("…@{host}{path}"),
+        Some((_, host)) => format!("{scheme}://…@{host}{path}"),
         None => url.to_owned(),
     }
 }
@@ -214,46 +232,61 @@ impl Mirrors {
     /// # Errors
     /// [`Error::UnknownRelease`], [`Error::MirrorsDown`], [`Error::NoChecksum`], [`Error::ChecksumText`].
     pub fn find(&self, release: &Release, given: Option<&str>) -> Result<Source> {
+        self.each(release, given, |source| Ok(source.clone()))
+    }
+
+    /// Downloads the release's tarball from the first mirror that has it whole and unchanged.
+    ///
+    /// # Errors
+    /// As [`Mirrors::find`] and [`Mirrors::download`]; of several that failed, what the last one said.
+    pub fn fetch_release(
+        &self,
+        release: &Release,
+        given: Option<&str>,
+        directory: &Path,
+        progress: &Progress,
+        mut room: impl FnMut(u64) -> Result<()>,
+    ) -> Result<(Source, PathBuf)> {
+        self.each(release, given, |source| {
+            progress.step(format!("downloading {source}"));
+            let path = self.download(source, directory, progress, &mut room)?;
+            Ok((source.clone(), path))
+        })
+    }
+
+    /// Gives every tarball that the mirrors have in turn to `take`, until it takes one.
+    fn each<T>(
+        &self,
+        release: &Release,
+        given: Option<&str>,
+        mut take: impl FnMut(&Source) -> Result<T>,
+    ) -> Result<T> {
         let mut down = Vec::new();
-        let mut unsigned = None;
+        let (mut failed, mut unsigned) = (None, None);
         for base in &self.bases {
             for form in FORMS {
-                let file_name = format!("postgresql-{release}.{form}");
-                let location = base.join(&format!("v{release}/{file_name}"));
-                let found = |sha256: String| Source {
-                    release: release.clone(),
-                    file_name: file_name.clone(),
-                    sha256,
-                    location: location.clone(),
-                };
-                let published = match given {
-                    Some(_) => Err(Miss::NotThere),
-                    None => self.page(&base.join(&format!("v{release}/{file_name}.sha256")))?,
-                };
-                match (published, given) {
-                    (Ok(text), _) => {
-                        let sum = published_sum(&text, &file_name);
-                        let url = format!("{location}.sha256");
-                        return sum.map(found).ok_or(Error::ChecksumText { url });
-                    }
-                    (Err(Miss::Down(why)), _) => {
+                let source = match self.candidate(base, release, form, given)? {
+                    Candidate::Source(source) => source,
+                    Candidate::Nothing => continue,
+                    Candidate::Down(why) => {
                         down.push(format!("{base}: {why}"));
                         break;
                     }
-                    (Err(_), given) => match (self.probe(&location)?, given) {
-                        (Ok(()), Some(sum)) => return Ok(found(sum.to_ascii_lowercase())),
-                        (Ok(()), None) => unsigned = unsigned.or(Some(location.to_string())),
-                        (Err(Miss::Down(why)), _) => {
-                            down.push(format!("{base}: {why}"));
-                            break;
-                        }
-                        (Err(_), _) => {}
-                    },
+                    Candidate::Unfit(error) => {
+                        unsigned = unsigned.or(Some(error));
+                        continue;
+                    }
+                };
+                match take(&source) {
+                    Err(error @ (Error::DownloadBroke { .. } | Error::WrongChecksum { .. })) => {
+                        failed = Some(error)
+                    }
+                    other => return other,
                 }
             }
         }
-        if let Some(url) = unsigned {
-            return Err(Error::NoChecksum { url });
+        if let Some(error) = failed.or(unsigned) {
+            return Err(error);
         }
         let mut known = Vec::new();
         if down.is_empty() {
@@ -262,6 +295,41 @@ impl Mirrors {
             }
         }
         Err(self.not_found(release.to_string(), down, known))
+    }
+
+    fn candidate(
+        &self,
+        base: &Base,
+        release: &Release,
+        form: &str,
+        given: Option<&str>,
+    ) -> Result<Candidate> {
+        let file_name = format!("postgresql-{release}.{form}");
+        let location = base.join(&format!("v{release}/{file_name}"));
+        let source = |sha256: String| {
+            let (release, file_name, location) = (release.clone(), file_name.clone(), location.clone());
+            Candidate::Source(Source { release, file_name, sha256, location })
+        };
+        let published = match self.page(&base.join(&format!("v{release}/{file_name}.sha256")))? {
+            Ok(text) => Some(published_sum(&text, &file_name)),
+            Err(Miss::Down(why)) => return Ok(Candidate::Down(why)),
+            Err(_) => None,
+        };
+        Ok(match (given.map(str::to_ascii_lowercase), published) {
+            (None, Some(Some(sum))) => source(sum),
+            (None, Some(None)) => Candidate::Unfit(Error::ChecksumText { url: format!("{location}.sha256") }),
+            // With both forms there, the given checksum is of one of them.
+            (Some(given), Some(Some(sum))) if given != sum => {
+                let (url, found) = (location.to_string(), sum);
+                Candidate::Unfit(Error::WrongChecksum { url, expected: given, found })
+            }
+            (given, _) => match (self.probe(&location)?, given) {
+                (Ok(()), Some(given)) => source(given),
+                (Ok(()), None) => Candidate::Unfit(Error::NoChecksum { url: location.to_string() }),
+                (Err(Miss::Down(why)), _) => Candidate::Down(why),
+                (Err(_), _) => Candidate::Nothing,
+            },
+        })
     }
 
     fn not_found(&self, wanted: String, down: Vec<String>, mut known: Vec<Release>) -> Error {
@@ -377,13 +445,13 @@ impl Mirrors {
             .truncate(false)
             .open(part)
             .on("create", part)?;
-        let mut failures = 0;
+        let (mut failures, mut attempts, mut furthest) = (0, 0, length(part));
+        let deadline = Instant::now() + DOWNLOAD_LIMIT;
         loop {
             let have = length(part);
             let (sender, receiver) = sync_channel(16);
             let (agent, from) = (self.agent.clone(), location.clone());
             std::thread::spawn(move || send(&agent, &from, have, &sender));
-            let mut came = 0;
             let why = loop {
                 match receiver.recv_timeout(Duration::from_millis(200)) {
                     Ok(Message::Begins { at, total }) => {
@@ -406,20 +474,30 @@ impl Mirrors {
                             return Err(broke("it has no end".into()));
                         }
                         file.write_all(&bytes).on("write", part)?;
-                        came += bytes.len() as u64;
                         progress.add(bytes.len() as u64);
                     }
                     Ok(Message::End) => break None,
+                    Ok(Message::Gone) => return Err(broke("it is not there, only its checksum".into())),
                     Ok(Message::Failed(why)) => break Some(why),
                     Err(RecvTimeoutError::Timeout) => process::check_interrupt()?,
                     Err(RecvTimeoutError::Disconnected) => break Some("it stopped".into()),
                 }
                 process::check_interrupt()?;
+                if Instant::now() >= deadline {
+                    progress.end();
+                    return Err(broke(format!(
+                        "it has not ended after {} h",
+                        DOWNLOAD_LIMIT.as_secs() / 3600
+                    )));
+                }
             };
             progress.end();
             let Some(why) = why else { return file.sync_all().on("sync", part) };
-            failures = if came > 0 { 0 } else { failures + 1 };
-            if failures >= RESUMPTIONS {
+            // A server without ranges begins anew each time: only what goes further than before counts.
+            failures = if length(part) > furthest { 0 } else { failures + 1 };
+            furthest = furthest.max(length(part));
+            attempts += 1;
+            if failures >= RESUMPTIONS || attempts >= ATTEMPTS {
                 return Err(broke(why));
             }
             progress.detail(format!("the download was cut ({why}); taking it up again"));
@@ -429,9 +507,14 @@ impl Mirrors {
 }
 
 enum Message {
-    Begins { at: u64, total: Option<u64> },
+    Begins {
+        at: u64,
+        total: Option<u64>,
+    },
     Bytes(Vec<u8>),
     End,
+    /// It will not help to ask again.
+    Gone,
     Failed(String),
 }
 
@@ -442,7 +525,7 @@ fn send(agent: &ureq::Agent, location: &Location, have: u64, to: &SyncSender<Mes
         Ok(answer) => answer,
         // Nothing comes after what is here; the checksum will tell whether that is right.
         Err(Miss::Beyond) => return drop(to.send(Message::End)),
-        Err(Miss::NotThere) => return drop(to.send(Message::Failed("it is not there any more".into()))),
+        Err(Miss::NotThere) => return drop(to.send(Message::Gone)),
         Err(Miss::Down(why)) => return drop(to.send(Message::Failed(why))),
     };
     let (mut at, total) = (answer.begin, answer.total);
@@ -578,8 +661,10 @@ mod tests {
         for url in ["ftp://h/x", "file://relative", "/path", "", "https://", "http:///x"] {
             assert!(matches!(Base::parse(url), Err(Error::MirrorUrl { .. })), "{url}");
         }
-        let error = Base::parse("https://me:secret@h/x").unwrap_err().to_string();
-        assert!(!error.contains("secret"), "{error}");
+        for url in ["https://me:secret@h/x", "me:secret@h/x", "ftp://me:sec@ret:secret@h"] {
+            let error = Base::parse(url).unwrap_err().to_string();
+            assert!(!error.contains("secret") && error.contains("…@h"), "{error}");
+        }
     }
 
     #[test]
@@ -654,6 +739,37 @@ mod tests {
             let path = download(&mirrors, &into).unwrap();
             assert_eq!(fs::read(path).unwrap(), b"test", "{left}");
         }
+    }
+
+    #[test]
+    fn the_next_mirror_is_asked_when_the_first_one_fails() {
+        let (bad, _, _) = site(b"tampered", SUM);
+        let (good, _, into) = site(b"test", SUM);
+        let (empty, _, _) = site(b"test", SUM);
+        fs::remove_file(empty.path().join("mirror/v17.6/postgresql-17.6.tar.bz2")).unwrap();
+        let url = |site: &tempfile::TempDir| format!("file://{}/mirror", site.path().display());
+        let release = Release::from_name("17.6").unwrap();
+        let quiet = Progress::new(Voice::Quiet);
+        let fetch = |urls: &[String], given| {
+            let mirrors = Mirrors::new(urls, Duration::from_secs(1)).unwrap();
+            mirrors.fetch_release(&release, given, &into, &quiet, |_| Ok(()))
+        };
+        for first in [&bad, &empty] {
+            let (source, path) = fetch(&[url(first), url(&good)], None).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"test");
+            assert!(source.to_string().starts_with(&url(&good)));
+            fs::remove_file(path).unwrap();
+        }
+        assert!(matches!(fetch(&[url(&bad)], None), Err(Error::WrongChecksum { .. })));
+        assert!(matches!(fetch(&[url(&empty)], None), Err(Error::DownloadBroke { .. })));
+        let other = "0".repeat(64);
+        assert!(matches!(fetch(&[url(&good)], Some(&other)), Err(Error::WrongChecksum { .. })));
+        // Of two forms, the one that the given checksum is of.
+        let second = good.path().join("mirror/v17.6/postgresql-17.6.tar.gz");
+        fs::write(&second, "another").unwrap();
+        fs::write(second.with_extension("gz.sha256"), other.clone()).unwrap();
+        let (source, _) = fetch(&[url(&good)], Some(SUM)).unwrap();
+        assert_eq!(source.file_name, "postgresql-17.6.tar.bz2");
     }
 
     #[test]

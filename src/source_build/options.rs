@@ -1,10 +1,13 @@
 //! Owns what PostgreSQL is built with: what `configure` is told, from what the machine has and what the
 //! operator wants, and which Debian package brings what is missing.
 
+use crate::durable::Context;
 use crate::error::{Error, Result};
 use crate::postgres::version::PgVersion;
+use crate::process;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
 /// A part of PostgreSQL that needs something of the machine.
 #[derive(Debug)]
@@ -230,7 +233,7 @@ fn argument(feature: &Feature, version: PgVersion, found: bool) -> Option<String
 /// Where a build lies is not an option: a build that is somewhere else cannot be switched to.
 fn check_option(option: &str) -> Result<()> {
     let bad = |why| Err(Error::BuildOption { option: option.to_owned(), why });
-    if option.contains(",--") {
+    if option.starts_with("--") && option.contains(",--") {
         return bad("holds several options; separate them by spaces");
     }
     if option.chars().any(char::is_control) {
@@ -274,7 +277,7 @@ pub fn check_tools(version: PgVersion, wanted: &[String]) -> Result<()> {
     }
     // Debian's gcc comes without the C library's headers.
     let (header, symbol) = ("stdio.h", "printf");
-    if compiles(wanted, header, symbol, &[]) {
+    if compiles(wanted, header, symbol, &[])? {
         return Ok(());
     }
     let missing = vec![(format!("a working C compiler ({cc})"), "gcc libc6-dev")];
@@ -282,20 +285,35 @@ pub fn check_tools(version: PgVersion, wanted: &[String]) -> Result<()> {
 }
 
 /// Whether this machine has a feature: what `configure` will find out, but at once and for all of them.
-pub fn machine_has(feature: &Feature, wanted: &[String]) -> bool {
+fn machine_has(feature: &Feature, wanted: &[String]) -> Result<bool> {
     match feature.probe {
-        Probe::Program(program) => which::which(program).is_ok(),
+        Probe::Program(program) => Ok(which::which(program).is_ok()),
         Probe::Library { header, symbol, link } => compiles(wanted, header, symbol, link),
     }
 }
 
+/// A compiler takes some 30 ms for it; one that hangs is none.
+const PROBE_LIMIT: Duration = Duration::from_secs(30);
+
 /// Compiles and links a program that uses `symbol`, with the operator's own compiler and directories.
-fn compiles(wanted: &[String], header: &str, symbol: &str, link: &[&str]) -> bool {
+fn compiles(wanted: &[String], header: &str, symbol: &str, link: &[&str]) -> Result<bool> {
     let value = |name: &str| wanted.iter().rev().find_map(|option| option.strip_prefix(name));
     let mut words: Vec<&str> = value("CC=").unwrap_or("cc").split_whitespace().collect();
-    let Some(program) = (!words.is_empty()).then(|| words.remove(0)) else { return false };
+    let Some(program) = (!words.is_empty()).then(|| words.remove(0)) else { return Ok(false) };
+    let declared = match header {
+        "" => format!("char {symbol}();"),
+        header => format!("#include <stdio.h>\n#include <{header}>"),
+    };
+    let text = format!("{declared}\nint main(void) {{ return (long) (void *) {symbol} == 1; }}\n");
+    let temporary = std::env::temp_dir();
+    let mut source = tempfile::Builder::new()
+        .prefix("pgmahout-probe.")
+        .suffix(".c")
+        .tempfile()
+        .on("create a file in", &temporary)?;
+    source.write_all(text.as_bytes()).on("write", source.path())?;
     let mut command = Command::new(program);
-    command.args(words).args(["-w", "-x", "c", "-", "-o", "/dev/null"]);
+    command.args(words).arg("-w").arg(source.path()).args(["-o", "/dev/null"]);
     for name in ["CPPFLAGS=", "CFLAGS=", "LDFLAGS="] {
         command.args(value(name).unwrap_or_default().split_whitespace());
     }
@@ -303,29 +321,30 @@ fn compiles(wanted: &[String], header: &str, symbol: &str, link: &[&str]) -> boo
         let directories = value(name).unwrap_or_default().split(':').filter(|d| !d.is_empty());
         command.args(directories.map(|directory| format!("{flag}{directory}")));
     }
-    command.args(link).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let declared = match header {
-        "" => format!("char {symbol}();"),
-        header => format!("#include <stdio.h>\n#include <{header}>"),
-    };
-    let source = format!("{declared}\nint main(void) {{ return (long) (void *) {symbol} == 1; }}\n");
-    let Ok(mut child) = command.spawn() else { return false };
-    if let Some(mut stdin) = child.stdin.take() {
-        let _ = stdin.write_all(source.as_bytes());
+    command.args(link);
+    match process::run_lines(command, PROBE_LIMIT, |_| Ok(())) {
+        Ok(status) => Ok(status.success()),
+        Err(Error::Interrupted) => Err(Error::Interrupted),
+        Err(_) => Ok(false),
     }
-    child.wait().is_ok_and(|status| status.success())
 }
 
-/// The machine's answer for every feature, found side by side: each takes a compiler some 30 ms.
-pub fn survey(wanted: &[String]) -> impl Fn(&Feature) -> bool {
-    let answers: Vec<(&'static str, bool)> = std::thread::scope(|scope| {
+/// The machine's answer for every feature, found side by side.
+pub fn survey(wanted: &[String]) -> Result<impl Fn(&Feature) -> bool + use<>> {
+    let answers: Vec<(&'static str, Result<bool>)> = std::thread::scope(|scope| {
         let asked = FEATURES
             .iter()
             .filter(|f| matches!(f.default, Default::WherePossible(_)) || asked(f, wanted).is_some());
         let running: Vec<_> = asked.map(|f| scope.spawn(move || (f.word, machine_has(f, wanted)))).collect();
         running.into_iter().map(|thread| thread.join().expect("a probe does not panic")).collect()
     });
-    move |feature| answers.iter().any(|(word, has)| *word == feature.word && *has)
+    let mut found = Vec::new();
+    for (word, has) in answers {
+        if has? {
+            found.push(word);
+        }
+    }
+    Ok(move |feature: &Feature| found.contains(&feature.word))
 }
 
 /// The Debian package that holds a shared library by this file name, as far as PostgreSQL may need it.
@@ -420,19 +439,28 @@ mod tests {
         {
             assert!(matches!(chosen("17", &[option], ALL), Err(Error::BuildOption { .. })), "{option}");
         }
-        for option in ["CFLAGS=-O3 -march=native", "CC=ccache gcc", "--enable-debug", "--with-segsize=2"] {
+        for option in [
+            "CFLAGS=-O3 -march=native",
+            "LDFLAGS=-Wl,--as-needed",
+            "CC=ccache gcc",
+            "--enable-debug",
+            "--with-segsize=2",
+        ] {
             assert!(chosen("17", &[option], ALL).is_ok(), "{option}");
         }
     }
 
     #[test]
     fn the_machine_is_asked_by_its_own_compiler() {
+        let compiles = |words: &[&str], header, symbol, link: &[&str]| {
+            compiles(&options(words), header, symbol, link).unwrap()
+        };
         assert!(compiles(&[], "stdio.h", "printf", &[]));
         assert!(!compiles(&[], "no/such/header.h", "printf", &[]));
         assert!(!compiles(&[], "stdio.h", "printf", &["-lno-such-library"]));
         assert!(!compiles(&[], "", "no_such_symbol", &[]));
-        assert!(!compiles(&options(&["CC=no-such-compiler"]), "stdio.h", "printf", &[]));
-        assert!(!compiles(&options(&["CFLAGS=-no-such-flag"]), "stdio.h", "printf", &[]));
+        assert!(!compiles(&["CC=no-such-compiler"], "stdio.h", "printf", &[]));
+        assert!(!compiles(&["CFLAGS=-no-such-flag"], "stdio.h", "printf", &[]));
         let error = check_tools(PgVersion::parse("17").unwrap(), &options(&["CC=no-such-compiler"]));
         assert!(
             matches!(error, Err(Error::MissingTools { missing, .. }) if missing[0].0 == "no-such-compiler")

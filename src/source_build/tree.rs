@@ -113,6 +113,8 @@ fn check_entry(
         EntryType::Regular | EntryType::Continuous | EntryType::Directory => Ok(()),
         EntryType::Symlink => {
             let from = inside.parent().unwrap_or(Path::new(""));
+            // A `..` after a name goes up from where that name leads, which may be another link.
+            let link = link.filter(|link| !climbs_after_a_name(link));
             let target = link.and_then(|link| resolve(from, link));
             match target {
                 Some(target) if target.starts_with(top) => Ok(()),
@@ -125,6 +127,11 @@ fn check_entry(
         },
         _ => Err("is neither a file nor a directory nor a link"),
     }
+}
+
+fn climbs_after_a_name(path: &Path) -> bool {
+    let mut components = path.components().skip_while(|c| !matches!(c, Component::Normal(_)));
+    components.any(|c| c == Component::ParentDir)
 }
 
 /// `path` seen from `base`, without `.` and `..`; `None` when it is absolute or leads above the root.

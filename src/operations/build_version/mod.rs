@@ -6,14 +6,15 @@ pub mod share;
 pub mod switch;
 
 use super::Context;
-use crate::builds::{self, Build, Machine, Record};
+use crate::builds::{self, Build, Machine, Record, Replaced};
 use crate::durable::{self, Context as _, Lock};
 use crate::error::{Error, Result};
+use crate::instance::fit_for_make;
 use crate::layout;
 use crate::postgres::release::{Release, Wanted};
 use crate::progress::{bytes_text, duration_text};
 use crate::source_build::compile::{self, Job};
-use crate::source_build::mirror::{Mirrors, Source, is_sha256};
+use crate::source_build::mirror::{Mirrors, is_sha256};
 use crate::source_build::options::{self, Chosen};
 use crate::source_build::tree;
 use serde::Serialize;
@@ -123,13 +124,15 @@ pub fn run(context: Context, wanted: &Options) -> Result<Report> {
         previous: None,
         seconds: 0.0,
     };
+    let mut replaced = None;
     let build = match builds::find(&instance.home, &release).filter(|_| !wanted.rebuild) {
         Some(build) => {
             warn_about_options(context, &build, wanted);
             build
         }
         None if wanted.dry_run => {
-            let (source, chosen) = prepare(context, &mirrors, &release, wanted)?;
+            let chosen = prepare(context, &release, wanted)?;
+            let source = mirrors.find(&release, wanted.sha256.as_deref())?;
             report.origin = Origin::Built;
             report.source = Some(source.to_string());
             report.options = Some(chosen.arguments);
@@ -138,13 +141,14 @@ pub fn run(context: Context, wanted: &Options) -> Result<Report> {
             return Ok(report);
         }
         None => {
-            let (build, source) = build_alone(context, &mirrors, &release, wanted)?;
-            report.origin = if source.is_some() { Origin::Built } else { Origin::Present };
-            report.source = source;
-            build
+            let built = build_alone(context, &mirrors, &release, wanted)?;
+            report.origin = if built.source.is_some() { Origin::Built } else { Origin::Present };
+            report.source = built.source;
+            replaced = built.replaced;
+            built.build
         }
     };
-    finish(context, report, &build, wanted.no_switch, begin)
+    finish(context, report, &build, replaced, wanted.no_switch, begin)
 }
 
 /// Switches, unless that is not wanted, and completes the report.
@@ -152,6 +156,7 @@ fn finish(
     context: Context,
     mut report: Report,
     build: &Build,
+    replaced: Option<Replaced>,
     no_switch: bool,
     begin: Instant,
 ) -> Result<Report> {
@@ -163,8 +168,11 @@ fn finish(
     }
     if no_switch || report.dry_run {
         report.in_use = switch::is_linked(context, build)?;
+        if let Some(replaced) = replaced {
+            replaced.forget()?;
+        }
     } else {
-        let done = switch::switch(context, build, report.origin != Origin::Present)?;
+        let done = switch::switch(context, build, replaced)?;
         report.in_use = true;
         report.switched = done.switched;
         report.restarted = done.restarted;
@@ -206,6 +214,12 @@ fn all_options(context: Context, wanted: &Options) -> Vec<String> {
 
 fn warn_about_options(context: Context, build: &Build, wanted: &Options) {
     let Some(record) = &build.record else { return };
+    if wanted.sha256.as_ref().is_some_and(|sum| !sum.eq_ignore_ascii_case(&record.sha256)) {
+        context.progress.warn(format!(
+            "PostgreSQL {} was built here from another tarball ({}); --rebuild builds it anew",
+            build.release, record.sha256
+        ));
+    }
     let asked = all_options(context, wanted);
     let lacks: Vec<_> = asked.iter().filter(|option| !record.options.contains(option)).cloned().collect();
     if !lacks.is_empty() {
@@ -217,39 +231,42 @@ fn warn_about_options(context: Context, build: &Build, wanted: &Options) {
     }
 }
 
-/// Everything that can be found out before the first byte is downloaded.
-fn prepare(
-    context: Context,
-    mirrors: &Mirrors,
-    release: &Release,
-    wanted: &Options,
-) -> Result<(Source, Chosen)> {
+/// Everything that can be found out about this machine before the first byte is downloaded.
+fn prepare(context: Context, release: &Release, wanted: &Options) -> Result<Chosen> {
+    let directory = &context.instance.build.directory;
+    if !fit_for_make(directory) {
+        return Err(Error::SettingValue {
+            name: "build_directory",
+            value: directory.display().to_string(),
+            wanted: "a path of letters, digits and . _ - + , @, as make cannot quote",
+        });
+    }
     let asked = all_options(context, wanted);
     // Options first: a mistyped one is no reason to start a compiler.
     options::choose(release.version(), &asked, |_| true)?;
     options::check_tools(release.version(), &asked)?;
-    let chosen = options::choose(release.version(), &asked, options::survey(&asked))?;
-    let source = mirrors.find(release, wanted.sha256.as_deref())?;
-    Ok((source, chosen))
+    options::choose(release.version(), &asked, options::survey(&asked)?)
 }
 
-/// Builds under the version's lock. When somebody else was at it, their result is taken. Gives the tarball too
-/// when it was built here.
-fn build_alone(
-    context: Context,
-    mirrors: &Mirrors,
-    release: &Release,
-    wanted: &Options,
-) -> Result<(Build, Option<String>)> {
+/// What came of building.
+struct Built {
+    build: Build,
+    /// The tarball; none when somebody else built it in the meantime.
+    source: Option<String>,
+    /// The build that it has taken the place of.
+    replaced: Option<Replaced>,
+}
+
+/// Builds under the version's lock. When somebody else was at it, their result is taken.
+fn build_alone(context: Context, mirrors: &Mirrors, release: &Release, wanted: &Options) -> Result<Built> {
     let instance = context.instance;
     let progress = context.progress;
-    let (source, chosen) = prepare(context, mirrors, release, wanted)?;
+    let chosen = prepare(context, release, wanted)?;
     let waited = std::cell::Cell::new(false);
-    let _lock = lock(context, release, &waited)?;
-    if waited.get()
-        && let Some(build) = builds::find(&instance.home, release)
-    {
-        return Ok((build, None));
+    let _lock = lock(context, release, OTHERS_BUILD, &waited)?;
+    if let Some(build) = builds::find(&instance.home, release).filter(|_| !wanted.rebuild || waited.get()) {
+        warn_about_options(context, &build, wanted);
+        return Ok(Built { build, source: None, replaced: None });
     }
     let begin = Instant::now();
     progress.step(format!("PostgreSQL {release} with {}{}", list(&chosen.with), without(&chosen)));
@@ -257,8 +274,9 @@ fn build_alone(
     let place = &instance.build.directory;
     durable::create_private_directory(place)?;
     let sources = instance.state_directory.join("sources");
-    progress.step(format!("downloading {source}"));
-    let archive = mirrors.download(&source, &sources, progress, |bytes| check_room(context, bytes))?;
+    let given = wanted.sha256.as_deref();
+    let room = |bytes| check_room(context, bytes);
+    let (source, archive) = mirrors.fetch_release(release, given, &sources, progress, room)?;
 
     // Instances of one account may share the place, and each its own lock.
     let scratch = tree::scratch(place, &format!("pgmahout-{}-{release}.", short_name(&instance.home)))?;
@@ -291,7 +309,7 @@ fn build_alone(
         sha256: source.sha256.clone(),
         taken_from: None,
     };
-    let build = builds::install(&instance.home, &staged, &record)?;
+    let (build, replaced) = builds::install(&instance.home, &staged, &record)?;
     progress.step(format!(
         "PostgreSQL {release} is built: {} in {}, {}",
         bytes_text(record.bytes),
@@ -300,15 +318,21 @@ fn build_alone(
     ));
     // What it was made of is not needed any more; its checksum is in the record.
     fs::remove_file(&archive).on("remove", &archive)?;
-    Ok((build, Some(source.to_string())))
+    Ok(Built { build, source: Some(source.to_string()), replaced })
 }
 
-fn lock(context: Context, release: &Release, waited: &std::cell::Cell<bool>) -> Result<Lock> {
+/// The lock of a version: whoever builds, takes, gives or removes it has it.
+fn lock(
+    context: Context,
+    release: &Release,
+    limit: Duration,
+    waited: &std::cell::Cell<bool>,
+) -> Result<Lock> {
     let path = context.instance.state_directory.join(format!("build-{release}.lock"));
     let doing = format!("build-version {release}");
-    Lock::wait(&path, &doing, OTHERS_BUILD, |holder| {
+    Lock::wait(&path, &doing, limit, |holder| {
         waited.set(true);
-        context.progress.step(format!("waiting for another one that builds PostgreSQL {release}: {holder}"));
+        context.progress.step(format!("waiting for another one at work on PostgreSQL {release}: {holder}"));
     })
 }
 
@@ -459,14 +483,11 @@ pub fn remove(context: Context, version: &str, dry_run: bool) -> Result<Removed>
         }
     };
     let release = &build.release;
-    let _lock = lock(context, release, &std::cell::Cell::new(false))?;
+    let _lock = lock(context, release, OTHERS_BUILD, &std::cell::Cell::new(false))?;
     // A switch to it must not come in between.
     let _instance_lock = switch::lock(context, &format!("build-version --remove {release}"))?;
-    if switch::is_linked(context, build)? {
-        return Err(Error::BuildInUse { release: release.to_string(), by: "this instance" });
-    }
-    if switch::is_program_of(switch::running_program(instance).as_deref(), &build.prefix) {
-        return Err(Error::BuildInUse { release: release.to_string(), by: "the server that runs" });
+    if let Some(by) = switch::user_of(context, build)? {
+        return Err(Error::BuildInUse { release: release.to_string(), by });
     }
     let bytes = tree::measure(&build.prefix)?.0;
     if !dry_run {

@@ -3,20 +3,21 @@
 
 use super::super::Context;
 use super::super::enslave::there::connect_ssh;
-use super::{Origin, Report, finish, list, lock, now, switch};
+use super::{OTHERS_BUILD, Origin, Report, finish, list, lock, now, switch};
 use crate::agent;
 use crate::blurb::Blurb;
-use crate::builds::{self, Build, Current, Machine, Record};
+use crate::builds::{self, Build, Current, Machine, Record, Replaced};
 use crate::durable::Context as _;
 use crate::error::{Error, Result};
 use crate::postgres::release::{Release, Wanted};
+use crate::process::Patient;
 use crate::progress::{Progress, bytes_text};
 use crate::source_build::tree;
 use crate::ssh::{self, Remote, RemoteProcess};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What the giver says before the archive.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,6 +30,12 @@ struct Offer {
 
 /// The line of the offer begins so, whatever a login profile has printed before it.
 const MARKER: &str = "pgmahout-build ";
+
+/// The giver waits so long for somebody who builds that version anew.
+const OTHERS_REBUILD: Duration = Duration::from_secs(20);
+
+/// After the archive, or an error, the connection may take this long to its end.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// No offer is longer.
 const OFFER_LIMIT: u64 = 1 << 20;
@@ -73,6 +80,8 @@ pub fn give(context: Context, version: Option<&str>, mut to: impl Write) -> Resu
             taken_from: None,
         },
     };
+    // A rebuild must not exchange it while it is read. Whoever asked waits at the other end of the line.
+    let _lock = lock(context, &build.release, OTHERS_REBUILD, &std::cell::Cell::new(false))?;
     let offer = Offer { instance: instance.name.clone(), record };
     let json = serde_json::to_string(&offer).expect("an offer is plain data");
     let stdout = Path::new("stdout");
@@ -112,7 +121,7 @@ pub fn run(context: Context, blurb: &Blurb, wanted: &Options) -> Result<Report> 
     }
     let ssh = connect_ssh(context, blurb, wanted.host_key.clone())?;
     let agent = agent::ensure(&ssh, context.progress)?;
-    let (build, origin) = take(context, &ssh, &agent, wanted)?;
+    let Taken { build, origin, replaced } = take(context, &ssh, &agent, wanted)?;
     let report = Report {
         instance: context.instance.name.clone(),
         version: build.release.clone(),
@@ -129,11 +138,21 @@ pub fn run(context: Context, blurb: &Blurb, wanted: &Options) -> Result<Report> 
         previous: None,
         seconds: 0.0,
     };
-    finish(context, report, &build, wanted.no_switch, begin)
+    finish(context, report, &build, replaced, wanted.no_switch, begin)
+}
+
+/// What came of asking.
+pub struct Taken {
+    /// The build, here; with `dry_run`, where it would be.
+    pub build: Build,
+    /// Whether it was here.
+    pub origin: Origin,
+    /// The build that it has taken the place of.
+    pub replaced: Option<Replaced>,
 }
 
 /// Takes the build, or finds that it is here.
-pub fn take(context: Context, remote: &dyn Remote, agent: &str, wanted: &Options) -> Result<(Build, Origin)> {
+pub fn take(context: Context, remote: &dyn Remote, agent: &str, wanted: &Options) -> Result<Taken> {
     let instance = context.instance;
     let progress = context.progress;
     let host = remote.label().to_owned();
@@ -141,15 +160,14 @@ pub fn take(context: Context, remote: &dyn Remote, agent: &str, wanted: &Options
     if let Some(version) = &wanted.version {
         command += &format!(" {}", ssh::shell_word(&Wanted::parse(version)?.to_string()));
     }
-    let mut process = Incoming { inner: remote.exec(&command)?, progress };
-    process.inner.send_eof().map_err(|e| broken(&host, &e))?;
-    let mut stream = BufReader::with_capacity(256 * 1024, process);
+    let mut process = remote.exec(&command)?;
+    process.send_eof().map_err(|e| broken(&host, &e))?;
+    let incoming = Incoming { inner: Patient::new(process, instance.build.timeout), progress };
+    let mut stream = BufReader::with_capacity(256 * 1024, incoming);
     let offer = match read_offer(&mut stream, &host)? {
-        Ok(offer) => offer,
-        Err(said) => {
-            let ended = stream.into_inner().inner.finish()?;
-            let said = if said.contains("{\"error\"") { said } else { ended.stderr };
-            return Err(agent::relayed(host, ended.status, said));
+        Some(offer) => offer,
+        None => {
+            return Err(last_words(stream, &host).unwrap_or(Error::NoSource { host, said: "nothing".into() }));
         }
     };
     let release = offer.record.version.clone();
@@ -162,10 +180,10 @@ pub fn take(context: Context, remote: &dyn Remote, agent: &str, wanted: &Options
         switch::check(context, release.version())?;
     }
     let waited = std::cell::Cell::new(false);
-    let _lock = if wanted.dry_run { None } else { Some(lock(context, &release, &waited)?) };
+    let _lock = if wanted.dry_run { None } else { Some(lock(context, &release, OTHERS_BUILD, &waited)?) };
     if let Some(build) = builds::find(&instance.home, &release).filter(|_| !wanted.rebuild || waited.get()) {
         progress.step(format!("PostgreSQL {release} of {} is here already", offer.instance));
-        return Ok((build, Origin::Present));
+        return Ok(Taken { build, origin: Origin::Present, replaced: None });
     }
     let parts = list(&offer.record.with.iter().map(String::as_str).collect::<Vec<_>>());
     let size = bytes_text(offer.record.bytes);
@@ -176,7 +194,8 @@ pub fn take(context: Context, remote: &dyn Remote, agent: &str, wanted: &Options
     let record = Record { taken_from: Some(offer.instance.clone()), ..offer.record };
     if wanted.dry_run {
         let prefix = instance.home.join(builds::directory_name(&release));
-        return Ok((Build { release, prefix, record: Some(record) }, Origin::Taken));
+        let build = Build { release, prefix, record: Some(record) };
+        return Ok(Taken { build, origin: Origin::Taken, replaced: None });
     }
     let available = crate::durable::available_space(&instance.home)?;
     if available < record.bytes {
@@ -186,34 +205,46 @@ pub fn take(context: Context, remote: &dyn Remote, agent: &str, wanted: &Options
     progress.begin_bytes("take", 0);
     let staged = receive(&mut stream, stage.path(), &release, &host);
     progress.end();
-    let staged = staged?;
-    let ended = stream.into_inner().inner.finish()?;
-    if ended.status != 0 {
-        return Err(agent::relayed(host, ended.status, ended.stderr));
-    }
+    crate::process::check_interrupt()?;
+    // What the giver says of its failure is better than what is seen of it here.
+    let staged = match (staged, last_words(stream, &host)) {
+        (Ok(staged), None) => staged,
+        (_, Some(error)) => return Err(error),
+        (Err(error), None) => return Err(error),
+    };
     builds::check(&staged, &release)?;
-    Ok((builds::install(&instance.home, &staged, &record)?, Origin::Taken))
+    let (build, replaced) = builds::install(&instance.home, &staged, &record)?;
+    Ok(Taken { build, origin: Origin::Taken, replaced })
+}
+
+/// How the giver ended, if not well.
+fn last_words(stream: BufReader<Incoming>, host: &str) -> Option<Error> {
+    let process = stream.into_inner().inner.finish(LAST_WORDS)?;
+    match process.finish() {
+        Ok(ended) if ended.status == 0 => None,
+        Ok(ended) => Some(agent::relayed(host.to_owned(), ended.status, ended.stderr)),
+        Err(error) => Some(error),
+    }
 }
 
 fn broken(host: &str, error: &io::Error) -> Error {
     Error::SshBroken { host: host.to_owned(), why: error.to_string() }
 }
 
-/// The offer; or all that came in place of one.
-fn read_offer(stream: &mut impl BufRead, host: &str) -> Result<std::result::Result<Offer, String>> {
-    let mut said = String::new();
+/// The offer, after whatever a login profile has printed; none when none came.
+fn read_offer(stream: &mut impl BufRead, host: &str) -> Result<Option<Offer>> {
     let mut stream = stream.take(OFFER_LIMIT);
     loop {
         let mut line = Vec::new();
-        if stream.read_until(b'\n', &mut line).map_err(|e| broken(host, &e))? == 0 {
-            return Ok(Err(said));
+        let read = stream.read_until(b'\n', &mut line);
+        crate::process::check_interrupt()?;
+        if read.map_err(|e| broken(host, &e))? == 0 {
+            return Ok(None);
         }
-        let line = String::from_utf8_lossy(&line);
-        if let Some(json) = line.strip_prefix(MARKER) {
+        if let Some(json) = String::from_utf8_lossy(&line).strip_prefix(MARKER) {
             let offer = serde_json::from_str(json).map_err(|e| broken(host, &io::Error::other(e)))?;
-            return Ok(Ok(offer));
+            return Ok(Some(offer));
         }
-        said += &line;
     }
 }
 
@@ -222,13 +253,16 @@ fn receive(stream: &mut impl Read, into: &Path, release: &Release, host: &str) -
     let name = format!("the build of {host}");
     let staged = tree::unpack(&mut archive, &name, into, &builds::directory_name(release))?;
     // To its very end: a connection that breaks between the last file and the end mark is a broken one.
-    io::copy(&mut archive, &mut io::sink()).map_err(|e| broken(host, &e))?;
+    // Behind a tar's end there are only zeros, and few.
+    io::copy(&mut archive.take(TAIL_LIMIT), &mut io::sink()).map_err(|e| broken(host, &e))?;
     Ok(staged)
 }
 
+const TAIL_LIMIT: u64 = 1 << 20;
+
 /// Counts what comes.
 struct Incoming<'a> {
-    inner: Box<dyn RemoteProcess>,
+    inner: Patient<Box<dyn RemoteProcess>>,
     progress: &'a Progress,
 }
 

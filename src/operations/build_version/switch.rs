@@ -2,12 +2,13 @@
 //! start, the one before is put back and started again.
 
 use super::super::{Context, standby};
-use crate::builds::{self, Build, Current};
-use crate::durable::Lock;
+use crate::builds::{self, Build, Current, PreparedLink, Replaced};
+use crate::durable::{self, Context as _, Lock};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::layout::Service;
 use crate::postgres::version::PgVersion;
+use crate::process;
 use crate::service;
 use crate::settings;
 use std::path::{Path, PathBuf};
@@ -76,9 +77,16 @@ pub fn check_programs(context: Context) -> Result<()> {
     Ok(())
 }
 
-/// Whether `~/postgresql` points to this build.
+/// Whether `~/postgresql` leads to this build.
 pub fn is_linked(context: Context, build: &Build) -> Result<bool> {
-    Ok(builds::current(&context.instance.home)? == Current::Link(build.prefix.clone()))
+    Ok(match builds::current(&context.instance.home)? {
+        Current::Link(target) => real(&target) == real(&build.prefix),
+        _ => false,
+    })
+}
+
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.into())
 }
 
 /// The file that the running server was started from.
@@ -89,43 +97,76 @@ pub fn running_program(instance: &Instance) -> Option<PathBuf> {
 
 /// Whether a program lies in an installation.
 pub fn is_program_of(program: Option<&Path>, prefix: &Path) -> bool {
-    let real = prefix.canonicalize().unwrap_or_else(|_| prefix.into());
-    program.is_some_and(|program| program.starts_with(real))
+    program.is_some_and(|program| program.starts_with(real(prefix)))
 }
 
-/// Switches. `renewed` says that the build's files are new: then a server that runs it is restarted too.
-pub fn switch(context: Context, build: &Build, renewed: bool) -> Result<Switched> {
+/// By whom a build is used: this instance, running or not, or whatever else this account runs from it.
+pub fn user_of(context: Context, build: &Build) -> Result<Option<&'static str>> {
     let instance = context.instance;
-    // Before the lock: what is in use already is answered although a long enslave has it.
+    if is_linked(context, build)?
+        || is_program_of(instance.bin_directory().map(real).as_deref(), &build.prefix)
+    {
+        return Ok(Some("this instance"));
+    }
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let programs = processes.filter_map(|entry| std::fs::read_link(entry.path().join("exe")).ok());
+    let runs = programs.into_iter().any(|program| is_program_of(Some(&program), &build.prefix));
+    Ok(runs.then_some("a program that runs"))
+}
+
+/// There while a server is stopped for a switch: what it used before. A run that finds it starts the server,
+/// for the one that stopped it was killed.
+fn marker(instance: &Instance) -> PathBuf {
+    instance.state_directory.join("switching")
+}
+
+/// Switches. `replaced` is the build whose place this one has taken: then a server that runs it is restarted
+/// too, and it is what comes back when the new one does not start.
+pub fn switch(context: Context, build: &Build, replaced: Option<Replaced>) -> Result<Switched> {
+    let instance = context.instance;
     let is_done = |renewed: bool| -> Result<bool> {
-        let runs = instance.running().is_none()
-            || (!renewed && is_program_of(running_program(instance).as_deref(), &build.prefix));
+        let runs = match instance.running() {
+            Some(_) => !renewed && is_program_of(running_program(instance).as_deref(), &build.prefix),
+            None => !marker(instance).exists(),
+        };
         Ok(runs && is_linked(context, build)?)
     };
-    if is_done(renewed)? {
+    // Before the lock: what is in use already is answered although a long enslave has it.
+    let done = is_done(replaced.is_some())?;
+    let _lock = if done { None } else { Some(lock(context, &format!("build-version {}", build.release))?) };
+    if done || is_done(replaced.is_some())? {
+        if let Some(replaced) = replaced {
+            replaced.forget()?;
+        }
         return Ok(Switched::default());
     }
     builds::check(&build.prefix, &build.release)?;
-    let _lock = lock(context, &format!("build-version {}", build.release))?;
-    if is_done(renewed)? {
-        return Ok(Switched::default());
-    }
     // Data may have come in the meantime.
     check(context, build.release.version())?;
-    let before = builds::current(&instance.home)?;
+    let unfinished = std::fs::read_to_string(marker(instance)).ok();
+    let before = match unfinished.as_deref() {
+        Some("") => Current::None,
+        Some(target) => Current::Link(target.into()),
+        None => builds::current(&instance.home)?,
+    };
     let previous = previous_name(instance, &before, build);
     let switched = !is_linked(context, build)?;
-    if instance.running().is_none() {
-        builds::point(&instance.home, &build.prefix)?;
+    let link = builds::prepare_link(&instance.home, &build.prefix)?;
+    if instance.running().is_none() && unfinished.is_none() {
+        link.put()?;
+        if let Some(replaced) = replaced {
+            replaced.forget()?;
+        }
         return Ok(Switched { switched, restarted: false, previous });
     }
-    restart(context, build, &before, previous.as_deref())?;
+    let replaced = replaced.or_else(|| Replaced::find(&instance.home, &build.release));
+    restart(context, build, link, &before, replaced, previous.as_deref())?;
     Ok(Switched { switched, restarted: true, previous })
 }
 
 fn previous_name(instance: &Instance, before: &Current, build: &Build) -> Option<String> {
     match before {
-        Current::Link(target) if *target == build.prefix => None,
+        Current::Link(target) if real(target) == real(&build.prefix) => None,
         Current::Link(target) => {
             let name = target.file_name()?.to_string_lossy().into_owned();
             let version = name.strip_prefix("postgresql-").map(str::to_owned);
@@ -139,48 +180,105 @@ fn previous_name(instance: &Instance, before: &Current, build: &Build) -> Option
     }
 }
 
-fn restart(context: Context, build: &Build, before: &Current, previous: Option<&str>) -> Result<()> {
+fn restart(
+    context: Context,
+    build: &Build,
+    link: PreparedLink,
+    before: &Current,
+    replaced: Option<Replaced>,
+    previous: Option<&str>,
+) -> Result<()> {
     let instance = context.instance;
     let progress = context.progress;
     progress.step(format!("restarting the server with PostgreSQL {}", build.release));
+    let from = match before {
+        Current::Link(target) => target.display().to_string(),
+        _ => String::new(),
+    };
+    durable::create_private_directory(&instance.state_directory)?;
+    durable::write(&marker(instance), from.as_bytes(), 0o600)?;
     // By the programs that started it.
-    if let Err(error) = service::stop(instance) {
-        // It may have been stopping all the same, or was interrupted at it.
-        let _ = service::start(instance);
-        return Err(error);
-    }
+    stop(context)?;
     let renewed = instance.with_linked_programs();
-    let started = builds::point(&instance.home, &build.prefix)
-        .and_then(|()| start(Context { instance: &renewed, progress }));
-    let error = match started {
+    let error = match link.put().and_then(|()| start(Context { instance: &renewed, progress })) {
         Ok(()) => {
-            let running = running_program(&renewed);
-            return match running {
+            remove_marker(instance)?;
+            if let Some(replaced) = replaced {
+                replaced.forget()?;
+            }
+            return match running_program(&renewed) {
                 Some(program) if !is_program_of(Some(&program), &build.prefix) => {
                     Err(Error::OtherProgramsRun { release: build.release.to_string(), running: program })
                 }
                 _ => Ok(()),
             };
         }
-        // It was started, only nobody waits for it any more.
+        // It was started, only nobody waits for it any more; the next run sees what became of it.
         Err(Error::Interrupted) => return Err(Error::Interrupted),
         Err(error) => error,
     };
-    if *before == Current::Link(build.prefix.clone()) {
+    let same = matches!(before, Current::Link(target) if real(target) == real(&build.prefix));
+    if same && replaced.is_none() {
         return Err(error);
     }
     progress.step("it does not start; switching back");
     let _ = service::stop(&renewed);
-    match before {
-        Current::Link(target) => builds::point(&instance.home, target)?,
-        _ => builds::unpoint(&instance.home)?,
+    let back = way_back(instance, before, replaced.as_ref());
+    // Whatever became of the link: a server that is down helps nobody.
+    let again = back.and(start(context));
+    let release = build.release.to_string();
+    let previous = previous.unwrap_or("the build before").to_owned();
+    match again {
+        Ok(()) => {
+            remove_marker(instance)?;
+            Err(Error::SwitchedBack { release, previous, why: error.to_string() })
+        }
+        Err(Error::Interrupted) => Err(Error::Interrupted),
+        Err(second) => Err(Error::NothingStarts {
+            release,
+            previous,
+            why: error.to_string(),
+            second: second.to_string(),
+        }),
     }
-    start(context)?;
-    Err(Error::SwitchedBack {
-        release: build.release.to_string(),
-        previous: previous.unwrap_or("the one before").to_owned(),
-        why: error.to_string(),
-    })
+}
+
+fn way_back(instance: &Instance, before: &Current, replaced: Option<&Replaced>) -> Result<()> {
+    if let Some(replaced) = replaced {
+        replaced.restore()?;
+    }
+    if builds::current(&instance.home)? == *before {
+        return Ok(());
+    }
+    match before {
+        Current::Link(target) => builds::prepare_link(&instance.home, target)?.put(),
+        _ => builds::remove_link(&instance.home),
+    }
+}
+
+fn remove_marker(instance: &Instance) -> Result<()> {
+    let marker = marker(instance);
+    std::fs::remove_file(&marker).on("remove", &marker)
+}
+
+/// Stops the server. Once it has begun to stop there is no way but to its end: an interrupt is heeded when it
+/// runs again.
+fn stop(context: Context) -> Result<()> {
+    let instance = context.instance;
+    let Err(error) = service::stop(instance) else { return Ok(()) };
+    if !process::wait_until(instance.stop_timeout, || instance.running().is_none()) {
+        // It goes on serving, or has not come to its end; the marker tells the next run to start it.
+        return Err(error);
+    }
+    if let Error::Interrupted = error {
+        return Ok(());
+    }
+    context.progress.step("it stopped all the same; starting it again");
+    match start(context) {
+        Ok(()) => remove_marker(instance)?,
+        Err(second) => context.progress.warn(format!("it did not start again: {second}")),
+    }
+    Err(error)
 }
 
 /// Starts the server and waits until it answers; that it lets us in is not asked.
@@ -194,6 +292,6 @@ fn start(context: Context) -> Result<()> {
 /// Lets `~/postgresql` point to a build while the server is down, as a part of another command; gives the
 /// instance that is started from there.
 pub fn point(context: Context, build: &Build) -> Result<Instance> {
-    builds::point(&context.instance.home, &build.prefix)?;
+    builds::prepare_link(&context.instance.home, &build.prefix)?.put()?;
     Ok(context.instance.with_linked_programs())
 }

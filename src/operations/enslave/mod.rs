@@ -105,7 +105,9 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     preflight::check_direction(context, &mut there, cluster.as_mut(), options)?;
 
     let slot = instance.slot_name();
-    if let Some(report) = already_following(context, &mut there, cluster.as_mut(), &slot, options, begin)? {
+    if build.is_none()
+        && let Some(report) = already_following(context, &mut there, cluster.as_mut(), &slot, options, begin)?
+    {
         return Ok(report);
     }
     let (plan, relation) = decide(&mut there, cluster.as_mut(), options)?;

@@ -41,7 +41,10 @@ pub fn programs(context: Context, there: &There, options: &Options) -> Result<Op
         switch::check_programs(context)?;
         let here = Release::from_name(&there.version.to_string());
         let build = match here.and_then(|release| builds::find(&instance.home, &release)) {
-            Some(build) => build,
+            Some(build) => {
+                builds::check(&build.prefix, &build.release)?;
+                build
+            }
             None => ask_for_build(context, there, true)?,
         };
         if !build.release.version().same_major(there.version) {
@@ -76,7 +79,7 @@ pub fn take_build(context: Context, there: &There, offered: &Build) -> Result<Bu
 fn ask_for_build(context: Context, there: &There, only_ask: bool) -> Result<Build> {
     // Whether the data here allow a switch does not matter: they are about to be replaced.
     let wanted = share::Options { no_switch: true, dry_run: only_ask, ..share::Options::default() };
-    share::take(context, there.remote.as_ref(), &there.agent, &wanted).map(|(build, _)| build)
+    share::take(context, there.remote.as_ref(), &there.agent, &wanted).map(|taken| taken.build)
 }
 
 fn other_major(there: &There, ours: &str) -> Error {
