@@ -19,12 +19,13 @@ pub struct Run<'a> {
     arguments: Vec<String>,
     stdin: Option<Vec<u8>>,
     environment: Vec<(String, OsString)>,
+    limit: Duration,
 }
 
 impl<'a> Run<'a> {
     pub fn new(host: &'a Host, arguments: &[&str]) -> Run<'a> {
         let arguments = arguments.iter().map(|a| a.to_string()).collect();
-        Run { host, arguments, stdin: None, environment: Vec::new() }
+        Run { host, arguments, stdin: None, environment: Vec::new(), limit: LIMIT }
     }
 
     pub fn stdin(mut self, text: impl Into<Vec<u8>>) -> Self {
@@ -37,10 +38,19 @@ impl<'a> Run<'a> {
         self
     }
 
+    /// It may take longer than others.
+    pub fn limit(mut self, minutes: u64) -> Self {
+        self.limit = Duration::from_secs(60 * minutes);
+        self
+    }
+
     pub fn spawn(self) -> Running {
         let mut command = self.host.command(binary());
         command.args(&self.arguments).envs(self.environment).current_dir(&self.host.home);
-        start(command, format!("pgmahout {} on {}", self.arguments.join(" "), self.host.name), self.stdin)
+        let what = format!("pgmahout {} on {}", self.arguments.join(" "), self.host.name);
+        let mut running = start(command, what, self.stdin);
+        running.limit = self.limit;
+        running
     }
 
     pub fn run(self) -> Output {
@@ -102,7 +112,7 @@ fn start_piped(mut command: Command, what: String) -> Running {
         .unwrap_or_else(|e| panic!("{what}: {e}"));
     let (stdout, out) = collect(child.stdout.take().unwrap());
     let (stderr, err) = collect(child.stderr.take().unwrap());
-    Running { child, what, started, stdout, stderr, readers: vec![out, err] }
+    Running { child, what, started, limit: LIMIT, stdout, stderr, readers: vec![out, err] }
 }
 
 type Collected = Arc<Mutex<Vec<u8>>>;
@@ -126,6 +136,7 @@ pub struct Running {
     child: Child,
     what: String,
     started: Instant,
+    limit: Duration,
     stdout: Collected,
     stderr: Collected,
     readers: Vec<JoinHandle<()>>,
@@ -155,12 +166,13 @@ impl Running {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            if self.started.elapsed() > LIMIT {
+            if self.started.elapsed() > self.limit {
                 let _ = self.child.kill();
                 let _ = self.child.wait();
                 panic!(
-                    "{}: not done after {LIMIT:?}\n{}\n{}",
+                    "{}: not done after {:?}\n{}\n{}",
                     self.what,
+                    self.limit,
                     text(&self.stdout),
                     text(&self.stderr)
                 );

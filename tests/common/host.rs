@@ -68,6 +68,7 @@ pub struct HostBuilder {
     home: Option<PathBuf>,
     data: Option<PathBuf>,
     yml: Vec<(String, String)>,
+    linked: bool,
 }
 
 #[derive(PartialEq)]
@@ -95,6 +96,7 @@ impl HostBuilder {
             home: None,
             data: None,
             yml: Vec::new(),
+            linked: false,
         }
     }
 
@@ -147,6 +149,15 @@ impl HostBuilder {
     pub fn yml(mut self, name: &str, value: &str) -> Self {
         self.yml.push((name.into(), value.into()));
         self
+    }
+
+    /// Its programs are those that ~/postgresql points to, at first the given server's, and pg_ctl runs it.
+    pub fn linked(mut self) -> Self {
+        self.linked = true;
+        self.yml("service", "pg_ctl")
+            .yml("bin_directory", "")
+            .yml("start_command", "")
+            .yml("stop_command", "")
     }
 
     pub fn stopped(mut self) -> Self {
@@ -225,9 +236,17 @@ impl HostBuilder {
             site: self.site,
             clients: Mutex::default(),
         };
+        let mut settings = self.settings;
+        if self.linked {
+            let link = host.home.join("postgresql");
+            std::os::unix::fs::symlink(host.pg.bin.parent().unwrap(), &link).unwrap();
+            account.own(&link);
+            host.pg.bin = link.join("bin");
+            settings.extend(host.where_it_listens());
+        }
         host.lay_out(self.agent, self.identity, self.authorized, &self.yml);
         if self.state != State::NoData {
-            host.initdb(&self.initdb, &self.settings);
+            host.initdb(&self.initdb, &settings);
         }
         host.start_sshd();
         if self.state == State::Running {
@@ -330,7 +349,13 @@ impl Host {
         std::os::unix::fs::symlink(binary(), &path).unwrap();
     }
 
-    fn initdb(&self, arguments: &[String], settings: &[(String, String)]) {
+    /// Its port and socket as settings, for a server that is started without the scripts in ~/bin.
+    pub fn where_it_listens(&self) -> [(String, String); 2] {
+        let socket = self.socket_directory().display().to_string();
+        [("port".into(), self.port.to_string()), ("unix_socket_directories".into(), socket)]
+    }
+
+    pub fn initdb(&self, arguments: &[String], settings: &[(String, String)]) {
         must(
             self.command(self.pg.bin.join("initdb"))
                 .args(["-N", "-k", "-E", "UTF8", "--locale=C", "-A", "scram-sha-256", "-U", &self.superuser])

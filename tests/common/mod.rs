@@ -12,14 +12,16 @@ mod host;
 mod load;
 mod proxy;
 mod site;
+mod source;
 
 pub use account::{Account, account, must};
 pub use agent::{Output, Run, Running};
 pub use checks::{Snapshot, amcheck, assert_streams, compare, primary_is_clean, snapshot, wait_replayed};
-pub use host::{Host, HostBuilder, Pg};
+pub use host::{Host, HostBuilder, Pg, quote};
 pub use load::{Argv, Journal, Pgbench, noise};
 pub use proxy::Proxy;
-pub use site::{Site, SmallDisk, binary, free_port, until};
+pub use site::{Site, SmallDisk, binary, free_port, pids, until};
+pub use source::{Mirror, Nginx, Standin, sha256, url_at};
 
 /// A primary and a fresh instance beside it, both running, of the same version.
 pub fn pair(pg: Pg) -> (Host, Host) {

@@ -124,17 +124,24 @@ fn marker(instance: &Instance) -> PathBuf {
 /// too, and it is what comes back when the new one does not start.
 pub fn switch(context: Context, build: &Build, replaced: Option<Replaced>) -> Result<Switched> {
     let instance = context.instance;
-    let is_done = |renewed: bool| -> Result<bool> {
+    let renewed = replaced.is_some();
+    let is_done = || -> Result<bool> {
         let runs = match instance.running() {
             Some(_) => !renewed && is_program_of(running_program(instance).as_deref(), &build.prefix),
             None => !marker(instance).exists(),
         };
         Ok(runs && is_linked(context, build)?)
     };
-    // Before the lock: what is in use already is answered although a long enslave has it.
-    let done = is_done(replaced.is_some())?;
-    let _lock = if done { None } else { Some(lock(context, &format!("build-version {}", build.release))?) };
-    if done || is_done(replaced.is_some())? {
+    // Without the lock: what is in use already is answered although a long enslave has it.
+    if is_done()? && !marker(instance).exists() && !renewed {
+        return Ok(Switched::default());
+    }
+    let _lock = lock(context, &format!("build-version {}", build.release))?;
+    if is_done()? {
+        // An interrupted run had started the server, and did not wait for it.
+        if marker(instance).exists() {
+            remove_marker(instance)?;
+        }
         if let Some(replaced) = replaced {
             replaced.forget()?;
         }
