@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::instance::{Instance, parse_mapping};
 use crate::operations::build_version::{self, Origin, share};
 use crate::operations::enslave::plan::{Action, Fate, Wanted};
-use crate::operations::{Context, enslave, fence, info, promote, wait};
+use crate::operations::{Context, enslave, fence, fork, info, promote, wait};
 use crate::postgres::wal::SystemId;
 use crate::process;
 use crate::progress::{Progress, Voice, bytes_text, duration_text, time_text};
@@ -22,6 +22,7 @@ const MAIN_EXAMPLES: &str = "\
 Examples:
   dotcloud info db.0 | dotcloud run db.1 pgmahout enslave   make db.1 a standby of db.0
   pgmahout enslave --dry-run < blurb                        what that would do
+  dotcloud info db.0 | dotcloud run db.2 pgmahout fork      make db.2 an independent copy of db.0
   pgmahout info                                             role, lag, followers, slots
   pgmahout promote                                          make this standby a primary
   pgmahout build-version 17                                 build PostgreSQL, switch to it
@@ -61,6 +62,7 @@ struct Common {
 #[derive(Subcommand, Debug)]
 enum Command {
     Enslave(EnslaveArgs),
+    Fork(ForkArgs),
     Promote(PromoteArgs),
     Wait(WaitArgs),
     BuildVersion(BuildVersionArgs),
@@ -154,6 +156,48 @@ struct EnslaveArgs {
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
     /// Parallel SSH sessions of a copy [default: number of processors, 4 at most]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    ssh_sessions: Option<u16>,
+}
+
+/// Make this instance an independent, writable copy of the one in the blurb
+///
+/// It has all that the source had when the command was given, a timeline of its own, and nothing that ties
+/// it to the source, which goes on as if nothing had been. No archive is needed or waited for.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  dotcloud info db.0 | dotcloud run db.2 pgmahout fork
+  pgmahout fork --dry-run --info db0.blurb
+  pgmahout fork --confirm db.2 < blurb      lose what only db.2 has")]
+struct ForkArgs {
+    /// Number or name of the source in this instance's environment, in place of a blurb
+    instance: Option<String>,
+    /// File with the blurb; `-` is stdin
+    #[arg(long, value_name = "FILE", conflicts_with = "instance")]
+    info: Option<PathBuf>,
+    /// Which instance, when the blurb tells of several
+    #[arg(long, value_name = "NAME", conflicts_with = "instance")]
+    from: Option<String>,
+    /// Name of this instance: its own data may be lost
+    #[arg(long, value_name = "INSTANCE")]
+    confirm: Option<String>,
+    /// Say what would be done, and do nothing
+    #[arg(long, short = 'n')]
+    dry_run: bool,
+    /// Take the source's finished build of PostgreSQL when its version is another
+    #[arg(long)]
+    take_build: bool,
+    /// Accept this host key of the source and no other
+    #[arg(long, value_name = "SHA256:…")]
+    host_key: Option<String>,
+    /// Where a tablespace of the source goes here; may be repeated
+    #[arg(long, value_name = "OLD=NEW")]
+    tablespace_mapping: Vec<String>,
+    /// Seconds that replay may stand still, and that the end of recovery may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    timeout: u64,
+    /// Parallel SSH sessions of the copy [default: number of processors, 4 at most]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     ssh_sessions: Option<u16>,
 }
@@ -348,6 +392,7 @@ fn dispatch(cli: Cli) -> Result<()> {
     let json = cli.common.json;
     match cli.command {
         Command::Enslave(args) => run_enslave(context, args, json),
+        Command::Fork(args) => run_fork(context, args, json),
         Command::Promote(args) => run_promote(context, args, json),
         Command::Wait(args) => {
             let report = wait::run(context, Duration::from_secs(args.timeout))?;
@@ -448,11 +493,74 @@ fn blurb_of_environment(instance: &Instance, wanted: &str) -> Result<Blurb> {
     Blurb::from_environment(&found, wanted)
 }
 
-fn run_enslave(context: Context, args: EnslaveArgs, json: bool) -> Result<()> {
-    let blurb = match &args.instance {
-        Some(wanted) => blurb_of_environment(context.instance, wanted)?,
-        None => Blurb::parse(&read_blurb(args.info.as_ref())?, args.from.as_deref())?,
+fn source_of(
+    context: Context,
+    number: Option<&str>,
+    info: Option<&PathBuf>,
+    from: Option<&str>,
+) -> Result<Blurb> {
+    match number {
+        Some(wanted) => blurb_of_environment(context.instance, wanted),
+        None => Blurb::parse(&read_blurb(info)?, from),
+    }
+}
+
+fn run_fork(context: Context, args: ForkArgs, json: bool) -> Result<()> {
+    let blurb = source_of(context, args.instance.as_deref(), args.info.as_ref(), args.from.as_deref())?;
+    let options = fork::Options {
+        copy: enslave::Options {
+            confirm: args.confirm,
+            dry_run: args.dry_run,
+            host_key: args.host_key,
+            take_build: args.take_build,
+            tablespace_mapping: parse_mapping(&args.tablespace_mapping.join(","))?,
+            ssh_sessions: args.ssh_sessions.map(usize::from),
+            ..enslave::Options::default()
+        },
+        timeout: Duration::from_secs(args.timeout),
     };
+    let report = fork::run(context, &blurb, &options)?;
+    for warning in &report.warnings {
+        context.progress.warn(warning);
+    }
+    if json {
+        answer(&report)
+    } else {
+        say(&fork_text(&report))
+    }
+    Ok(())
+}
+
+fn fork_text(report: &fork::Report) -> String {
+    let (instance, source) = (&report.instance, &report.source);
+    if report.dry_run {
+        let bytes = bytes_text(report.bytes_planned.unwrap_or(0));
+        let confirm = report.plan.loses.as_ref();
+        let confirm = confirm.map(|loses| format!("\nneeds --confirm {instance}: it holds {loses}"));
+        return format!("{instance} would copy {bytes} of {source}{}", confirm.unwrap_or_default());
+    }
+    let copied = match &report.copied {
+        Some(copied) => format!("{} copied, ", bytes_text(copied.bytes)),
+        None => String::new(),
+    };
+    let lsn = report.lsn.map(|lsn| format!(" as of {lsn}")).unwrap_or_default();
+    let timeline = report.timeline.map_or(0, |timeline| timeline.0);
+    let seconds = duration_text(report.seconds);
+    format!(
+        "{instance} is a copy of {source}{lsn}: {copied}{seconds}, writable on timeline {timeline}{}",
+        kept_text(report.kept.as_ref())
+    )
+}
+
+fn kept_text(kept: Option<&PathBuf>) -> String {
+    let text = |path: &PathBuf| {
+        format!("\nthe old cluster is kept in {0}; when it is not needed: rm -r '{0}'", path.display())
+    };
+    kept.map(text).unwrap_or_default()
+}
+
+fn run_enslave(context: Context, args: EnslaveArgs, json: bool) -> Result<()> {
+    let blurb = source_of(context, args.instance.as_deref(), args.info.as_ref(), args.from.as_deref())?;
     let options = enslave::Options {
         confirm: args.confirm,
         cascade: args.cascade,
@@ -505,16 +613,13 @@ fn enslave_text(report: &enslave::Report) -> String {
             bytes_text(copied.wire_bytes)
         ),
     };
-    let kept = report.kept.as_ref().map(|path| {
-        format!("\nthe old cluster is kept in {0}; when it is not needed: rm -r '{0}'", path.display())
-    });
     let seconds = duration_text(report.seconds);
     let lag = lag_text(&report.lag);
     let build = report.taken_build.as_ref().map(|build| format!(", with its PostgreSQL {build}"));
     format!(
         "{instance} streams from {source}{}: {how}, {seconds}, {lag}{}",
         build.unwrap_or_default(),
-        kept.unwrap_or_default()
+        kept_text(report.kept.as_ref())
     )
 }
 

@@ -7,6 +7,7 @@ use crate::progress::Progress;
 pub mod build_version;
 pub mod enslave;
 pub mod fence;
+pub mod fork;
 pub mod info;
 pub mod promote;
 pub mod standby;

@@ -232,7 +232,7 @@ fn unfence(context: Context, ssh: &Ssh, agent: &str, name: &str) {
 }
 
 /// Ends recovery and waits until the server writes; gives the last position it replayed.
-fn end_recovery(context: Context, db: &mut Db, limit: Duration) -> Result<Option<Lsn>> {
+pub fn end_recovery(context: Context, db: &mut Db, limit: Duration) -> Result<Option<Lsn>> {
     let instance = context.instance;
     let version = db.version;
     let data = instance.data_directory()?;

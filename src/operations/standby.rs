@@ -49,11 +49,45 @@ pub fn settings(
 fn write_passfile(instance: &Instance, target: &Target, password: &Secret) -> Result<()> {
     let escape = |text: &str| text.replace('\\', r"\\").replace(':', r"\:");
     durable::create_private_directory(&instance.state_directory)?;
-    let whom = format!("{}:{}:*:{}:", escape(&target.host), target.port, escape(&target.user));
+    let whom = passfile_prefix(target);
     let existing = fs::read_to_string(instance.passfile()).unwrap_or_default();
     let others = existing.lines().filter(|line| !line.starts_with(&whom)).map(|line| format!("{line}\n"));
     let text: String = others.chain([format!("{whom}{}\n", escape(password.expose()))]).collect();
     durable::write(&instance.passfile(), text.as_bytes(), 0o600)
+}
+
+/// Takes away what says that this cluster followed `target`: the settings of a standby that was promoted, and
+/// the password that it streamed with.
+pub fn forget_settings(instance: &Instance, data: &Path, target: &Target, version: PgVersion) -> Result<()> {
+    if version.uses_recovery_conf() {
+        let done = data.join("recovery.done");
+        if done.exists() {
+            fs::remove_file(&done).on("remove", &done)?;
+        }
+    } else {
+        let auto_conf = data.join("postgresql.auto.conf");
+        let existing = fs::read_to_string(&auto_conf).on("read", &auto_conf)?;
+        let without = crate::postgres::recovery::auto_conf_with(
+            &existing,
+            &[("primary_conninfo", None), ("primary_slot_name", None)],
+        );
+        durable::write(&auto_conf, without.as_bytes(), 0o600)?;
+    }
+    let passfile = instance.passfile();
+    let Ok(existing) = fs::read_to_string(&passfile) else { return Ok(()) };
+    let whom = passfile_prefix(target);
+    let others: String =
+        existing.lines().filter(|line| !line.starts_with(&whom)).map(|line| format!("{line}\n")).collect();
+    if others.is_empty() {
+        return fs::remove_file(&passfile).on("remove", &passfile);
+    }
+    durable::write(&passfile, others.as_bytes(), 0o600)
+}
+
+/// How a line of the passfile for this server begins.
+fn passfile_prefix(target: &Target) -> String {
+    let escape = |text: &str| text.replace('\\', r"\\").replace(':', r"\:");
+    format!("{}:{}:*:{}:", escape(&target.host), target.port, escape(&target.user))
 }
 
 /// Writes the settings into a data directory so that the server starts as a standby.

@@ -83,11 +83,27 @@ pub struct Report {
 
 /// Runs the whole of it.
 pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report> {
+    let instance = context.instance;
+    instance.check_account()?;
+    let _lock = Lock::take(&instance.state_directory.join("lock"), "enslave")?;
+    follow(context, blurb, options).map(|followed| followed.report)
+}
+
+/// What a follower is left with: what was done, and both ends of what it follows by.
+pub struct Followed {
+    /// What was done.
+    pub report: Report,
+    /// The source.
+    pub there: There,
+    /// SQL to this instance, a standby now; none when nothing was done.
+    pub db: Option<Db>,
+}
+
+/// Makes this instance a standby, for those who have its lock.
+pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Followed> {
     let begin = Instant::now();
     let instance = context.instance;
     let progress = context.progress;
-    instance.check_account()?;
-    let _lock = Lock::take(&instance.state_directory.join("lock"), "enslave")?;
 
     // Preflight: nothing is touched.
     let mut there = there::reach(context, blurb, options.host_key.clone())?;
@@ -108,7 +124,7 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     if build.is_none()
         && let Some(report) = already_following(context, &mut there, cluster.as_mut(), &slot, options, begin)?
     {
-        return Ok(report);
+        return Ok(Followed { report, there, db: cluster.and_then(|cluster| cluster.db) });
     }
     let (plan, relation) = decide(&mut there, cluster.as_mut(), options)?;
     preflight::check_slot(&mut there, cluster.as_mut(), &slot)?;
@@ -147,7 +163,7 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     }
     if options.dry_run {
         report.seconds = begin.elapsed().as_secs_f64();
-        return Ok(report);
+        return Ok(Followed { report, there, db: None });
     }
 
     // From here on things change.
@@ -170,7 +186,7 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     report.lag = standby::lag(&mut db, end)?;
     report.seconds = begin.elapsed().as_secs_f64();
     progress.detail(format!("streaming after {}", duration_text(report.seconds)));
-    Ok(report)
+    Ok(Followed { report, there, db: Some(db) })
 }
 
 fn mapping(context: Context, options: &Options) -> Vec<(PathBuf, PathBuf)> {
