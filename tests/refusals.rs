@@ -346,7 +346,7 @@ fn another_major_version() {
     host.target.agent(&["enslave"]).stdin(old.blurb()).run().fails(
         1,
         "the source is PostgreSQL 17.10, and this instance has the programs of 18.4",
-        "a standby needs the same major version",
+        "a standby needs the same major version: --take-build takes the source's finished build",
     );
     before.assert_unchanged(&old);
     host.unchanged();
