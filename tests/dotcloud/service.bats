@@ -281,7 +281,9 @@ END
     ((${#pids[@]} >= 4))
     kill -KILL "${pids[@]}"
     eventually refused 1 "www.0 does not run; start it with dotcloud up" dotcloud run www true
-    rm -rf /tmp/dotcloud-"$account_id"-*/supervisor.sock
+    # This instance's alone: other tests have theirs beside it
+    app_directory=$DOTCLOUD_HOME/apps/shop
+    rm "$(run_directory www.0)/supervisor.sock"
     [ "$(dotcloud list --json | jq -r '.[0].state')" = stopped ]
     dotcloud up
     served X >/dev/null

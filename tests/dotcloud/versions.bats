@@ -143,5 +143,4 @@ runs() {
     dotcloud destroy --yes
     [ -z "$(ls -A "$DOTCLOUD_HOME")" ]
     eventually nothing_runs
-    [[ -z $(compgen -G '/var/tmp/pgmahout-*-15.9[678].*') ]]
 }
