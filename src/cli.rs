@@ -123,6 +123,22 @@ Examples:
   dotcloud info db | pgmahout enslave --from db.0
   pgmahout enslave --confirm db.1 < blurb      lose what only db.1 has")]
 struct EnslaveArgs {
+    #[command(flatten)]
+    copy: CopyArgs,
+    /// Follow a source that is itself a standby
+    #[arg(long)]
+    cascade: bool,
+    /// The plan
+    #[arg(long, value_enum, default_value_t = PlanArg::Auto)]
+    plan: PlanArg,
+    /// Seconds that the new standby may take until it streams [default: 120]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+}
+
+/// From where, and what may become of this instance.
+#[derive(Args, Debug)]
+struct CopyArgs {
     /// Number or name of the source in this instance's environment, in place of a blurb
     instance: Option<String>,
     /// File with the blurb; `-` is stdin
@@ -134,9 +150,6 @@ struct EnslaveArgs {
     /// Name of this instance: its own data may be lost
     #[arg(long, value_name = "INSTANCE")]
     confirm: Option<String>,
-    /// Follow a source that is itself a standby
-    #[arg(long)]
-    cascade: bool,
     /// Say what would be done, and do nothing
     #[arg(long, short = 'n')]
     dry_run: bool,
@@ -146,18 +159,33 @@ struct EnslaveArgs {
     /// Accept this host key of the source and no other
     #[arg(long, value_name = "SHA256:…")]
     host_key: Option<String>,
-    /// The plan
-    #[arg(long, value_enum, default_value_t = PlanArg::Auto)]
-    plan: PlanArg,
     /// Where a tablespace of the source goes here; may be repeated
     #[arg(long, value_name = "OLD=NEW")]
     tablespace_mapping: Vec<String>,
-    /// Seconds that the new standby may take until it streams [default: 120]
-    #[arg(long, value_name = "SECONDS")]
-    timeout: Option<u64>,
     /// Parallel SSH sessions of a copy [default: number of processors, 4 at most]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     ssh_sessions: Option<u16>,
+}
+
+impl CopyArgs {
+    fn source(&self, context: Context) -> Result<Blurb> {
+        match &self.instance {
+            Some(wanted) => blurb_of_environment(context.instance, wanted),
+            None => Blurb::parse(&read_blurb(self.info.as_ref())?, self.from.as_deref()),
+        }
+    }
+
+    fn options(self) -> Result<enslave::Options> {
+        Ok(enslave::Options {
+            confirm: self.confirm,
+            dry_run: self.dry_run,
+            take_build: self.take_build,
+            host_key: self.host_key,
+            tablespace_mapping: parse_mapping(&self.tablespace_mapping.join(","))?,
+            ssh_sessions: self.ssh_sessions.map(usize::from),
+            ..enslave::Options::default()
+        })
+    }
 }
 
 /// Make this instance an independent, writable copy of the one in the blurb
@@ -171,35 +199,11 @@ Examples:
   pgmahout fork --dry-run --info db0.blurb
   pgmahout fork --confirm db.2 < blurb      lose what only db.2 has")]
 struct ForkArgs {
-    /// Number or name of the source in this instance's environment, in place of a blurb
-    instance: Option<String>,
-    /// File with the blurb; `-` is stdin
-    #[arg(long, value_name = "FILE", conflicts_with = "instance")]
-    info: Option<PathBuf>,
-    /// Which instance, when the blurb tells of several
-    #[arg(long, value_name = "NAME", conflicts_with = "instance")]
-    from: Option<String>,
-    /// Name of this instance: its own data may be lost
-    #[arg(long, value_name = "INSTANCE")]
-    confirm: Option<String>,
-    /// Say what would be done, and do nothing
-    #[arg(long, short = 'n')]
-    dry_run: bool,
-    /// Take the source's finished build of PostgreSQL when its version is another
-    #[arg(long)]
-    take_build: bool,
-    /// Accept this host key of the source and no other
-    #[arg(long, value_name = "SHA256:…")]
-    host_key: Option<String>,
-    /// Where a tablespace of the source goes here; may be repeated
-    #[arg(long, value_name = "OLD=NEW")]
-    tablespace_mapping: Vec<String>,
+    #[command(flatten)]
+    copy: CopyArgs,
     /// Seconds that replay may stand still, and that the end of recovery may take
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
-    /// Parallel SSH sessions of the copy [default: number of processors, 4 at most]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
-    ssh_sessions: Option<u16>,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
@@ -493,32 +497,9 @@ fn blurb_of_environment(instance: &Instance, wanted: &str) -> Result<Blurb> {
     Blurb::from_environment(&found, wanted)
 }
 
-fn source_of(
-    context: Context,
-    number: Option<&str>,
-    info: Option<&PathBuf>,
-    from: Option<&str>,
-) -> Result<Blurb> {
-    match number {
-        Some(wanted) => blurb_of_environment(context.instance, wanted),
-        None => Blurb::parse(&read_blurb(info)?, from),
-    }
-}
-
 fn run_fork(context: Context, args: ForkArgs, json: bool) -> Result<()> {
-    let blurb = source_of(context, args.instance.as_deref(), args.info.as_ref(), args.from.as_deref())?;
-    let options = fork::Options {
-        copy: enslave::Options {
-            confirm: args.confirm,
-            dry_run: args.dry_run,
-            host_key: args.host_key,
-            take_build: args.take_build,
-            tablespace_mapping: parse_mapping(&args.tablespace_mapping.join(","))?,
-            ssh_sessions: args.ssh_sessions.map(usize::from),
-            ..enslave::Options::default()
-        },
-        timeout: Duration::from_secs(args.timeout),
-    };
+    let blurb = args.copy.source(context)?;
+    let options = fork::Options { copy: args.copy.options()?, timeout: Duration::from_secs(args.timeout) };
     let report = fork::run(context, &blurb, &options)?;
     for warning in &report.warnings {
         context.progress.warn(warning);
@@ -560,20 +541,15 @@ fn kept_text(kept: Option<&PathBuf>) -> String {
 }
 
 fn run_enslave(context: Context, args: EnslaveArgs, json: bool) -> Result<()> {
-    let blurb = source_of(context, args.instance.as_deref(), args.info.as_ref(), args.from.as_deref())?;
+    let blurb = args.copy.source(context)?;
     let options = enslave::Options {
-        confirm: args.confirm,
         cascade: args.cascade,
-        dry_run: args.dry_run,
-        host_key: args.host_key,
         wanted: match args.plan {
             PlanArg::Auto => Wanted::Auto,
             PlanArg::Repoint => Wanted::Repoint,
             PlanArg::Full => Wanted::Full,
         },
-        tablespace_mapping: parse_mapping(&args.tablespace_mapping.join(","))?,
-        ssh_sessions: args.ssh_sessions.map(usize::from),
-        take_build: args.take_build,
+        ..args.copy.options()?
     };
     let report = enslave::run(context, &blurb, &options)?;
     if json {

@@ -88,6 +88,28 @@ pub struct Report {
     pub seconds: f64,
 }
 
+impl Report {
+    /// Of a release that nothing has been done with yet.
+    fn new(context: Context, release: &Release, origin: Origin, dry_run: bool) -> Report {
+        Report {
+            instance: context.instance.name.clone(),
+            version: release.clone(),
+            directory: context.instance.home.join(builds::directory_name(release)),
+            origin,
+            options: None,
+            with: None,
+            source: None,
+            bytes: None,
+            dry_run,
+            in_use: false,
+            switched: false,
+            restarted: false,
+            previous: None,
+            seconds: 0.0,
+        }
+    }
+}
+
 /// A build may take this long, and another one of the same version waits for it.
 const OTHERS_BUILD: Duration = Duration::from_secs(4 * 3600);
 
@@ -108,22 +130,7 @@ pub fn run(context: Context, wanted: &Options) -> Result<Report> {
     if let Wanted::Newest(_) = version {
         context.progress.step(format!("the newest PostgreSQL {version} is {release}"));
     }
-    let mut report = Report {
-        instance: instance.name.clone(),
-        version: release.clone(),
-        directory: instance.home.join(builds::directory_name(&release)),
-        origin: Origin::Present,
-        options: None,
-        with: None,
-        source: None,
-        bytes: None,
-        dry_run: wanted.dry_run,
-        in_use: false,
-        switched: false,
-        restarted: false,
-        previous: None,
-        seconds: 0.0,
-    };
+    let mut report = Report::new(context, &release, Origin::Present, wanted.dry_run);
     let mut replaced = None;
     let build = match builds::find(&instance.home, &release).filter(|_| !wanted.rebuild) {
         Some(build) => {

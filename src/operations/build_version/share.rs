@@ -122,22 +122,7 @@ pub fn run(context: Context, blurb: &Blurb, wanted: &Options) -> Result<Report> 
     let ssh = connect_ssh(context, blurb, wanted.host_key.clone())?;
     let agent = agent::ensure(&ssh, context.progress)?;
     let Taken { build, origin, replaced } = take(context, &ssh, &agent, wanted)?;
-    let report = Report {
-        instance: context.instance.name.clone(),
-        version: build.release.clone(),
-        directory: build.prefix.clone(),
-        origin,
-        options: None,
-        with: None,
-        source: None,
-        bytes: None,
-        dry_run: wanted.dry_run,
-        in_use: false,
-        switched: false,
-        restarted: false,
-        previous: None,
-        seconds: 0.0,
-    };
+    let report = Report::new(context, &build.release, origin, wanted.dry_run);
     finish(context, report, &build, replaced, wanted.no_switch, begin)
 }
 
