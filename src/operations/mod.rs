@@ -8,6 +8,7 @@ pub mod build_version;
 pub mod enslave;
 pub mod fence;
 pub mod info;
+pub mod logs;
 pub mod promote;
 pub mod standby;
 pub mod wait;
