@@ -144,6 +144,9 @@ fn a_server_that_somebody_else_started_is_asked_for_its_stderr() {
     let site = Site::new();
     let host = site.host("db.0").pg(Pg::embedded("18")).build();
     logs(&host, &[]).says("LOG:  database system is ready to accept connections");
+    // That it shows nothing slow does not mean that nothing is.
+    logs(&host, &["--slow"])
+        .says("warning: the server does not log all statements of 50 ms: log_min_duration_statement is -1");
     host.stop();
     host.agent(&["logs"]).run().fails(
         1,

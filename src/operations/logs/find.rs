@@ -26,6 +26,8 @@ pub struct Log {
     pub prefix: String,
     /// What the server's clock is called, and how far it is from UTC: CET and CEST, for example.
     pub zones: HashMap<String, i64>,
+    /// `log_min_duration_statement`, in milliseconds; negative for never.
+    pub logged_from: Option<i64>,
 }
 
 /// Where log files are.
@@ -117,7 +119,8 @@ pub fn unreadable(path: &Path, source: std::io::Error) -> Error {
     Error::LogUnreadable { path: path.into(), source }
 }
 
-const SETTINGS: [&str; 7] = [
+const SETTINGS: [&str; 8] = [
+    "log_min_duration_statement",
     "logging_collector",
     "log_destination",
     "log_directory",
@@ -157,6 +160,7 @@ pub fn find(context: Context) -> Result<Log> {
         place: Place::Kept(PathBuf::new()),
         format: Format::Stderr,
         prefix: of("log_line_prefix", "%m [%p] "),
+        logged_from: of("log_min_duration_statement", "").parse().ok(),
         zones: facts.zones,
     };
     if is_on(&of("logging_collector", "off")) {

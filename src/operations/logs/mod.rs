@@ -45,6 +45,14 @@ pub fn run(context: Context, options: &Options, each: &mut dyn FnMut(Option<&Ent
 
 fn show(context: Context, options: &Options, each: &mut dyn FnMut(Option<&Entry>) -> bool) -> Result<()> {
     let log = find::find(context)?;
+    if let (Some(slow), Some(from)) = (options.slow, log.logged_from)
+        && (from < 0 || from as f64 > slow)
+    {
+        // An empty answer would look like a fast server.
+        context.progress.warn(format!(
+            "the server does not log all statements of {slow} ms: log_min_duration_statement is {from}"
+        ));
+    }
     // Before anything is read: what changes from here on is seen by the follower.
     let known = log.place.states()?;
     let mut times = read::Times::new(context.progress, &log);
