@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 use crate::instance::{Instance, parse_mapping};
 use crate::operations::build_version::{self, Origin, share};
 use crate::operations::enslave::plan::{Action, Fate, Wanted};
-use crate::operations::{Context, enslave, fence, fork, info, promote, wait};
+use crate::operations::{Context, enslave, fence, fork, info, logs, promote, wait};
+use crate::postgres::log::{Entry, Level};
+use crate::postgres::time;
 use crate::postgres::wal::SystemId;
 use crate::process;
 use crate::progress::{Progress, Voice, bytes_text, duration_text, time_text};
@@ -25,6 +27,7 @@ Examples:
   dotcloud info db.0 | dotcloud run db.2 pgmahout fork      make db.2 an independent copy of db.0
   pgmahout info                                             role, lag, followers, slots
   pgmahout promote                                          make this standby a primary
+  pgmahout logs --slow --tail                               slow statements, as they come
   pgmahout build-version 17                                 build PostgreSQL, switch to it
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or blurb, 3 refused (needs --confirm),
@@ -66,6 +69,7 @@ enum Command {
     Promote(PromoteArgs),
     Wait(WaitArgs),
     BuildVersion(BuildVersionArgs),
+    Logs(LogsArgs),
     /// Show this instance: role, version, timeline, LSN, lag, followers, slots, connections, size
     #[command(after_help = "Examples:\n  pgmahout info\n  pgmahout --json info | jq .following.lag")]
     Info,
@@ -320,6 +324,68 @@ struct BuildVersionArgs {
     options: Vec<String>,
 }
 
+/// Show this server's log, one line per entry, with times in UTC
+///
+/// The log is found by the server's settings: the logging collector's files (json, csv or stderr format, in
+/// this order of preference), otherwise the file in which supervisor, Debian or pg_ctl keep the server's
+/// stderr. A line of the output is `<time> app[postgres.<instance>]: [<pid>] <severity>:  <message>`; what
+/// belongs to an entry (DETAIL, STATEMENT, …) stands behind its message. Passwords after the word PASSWORD
+/// are masked.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgmahout logs                          the last 100 entries
+  pgmahout logs --slow                   statements over the setting slow_query_ms (50)
+  pgmahout logs --tail --slow 1000       those over a second, as they come, until Ctrl-C
+  pgmahout logs --since 2h --level error
+  pgmahout logs --since 1d --json | jq -r 'select(.duration_ms > 500) | .message'")]
+struct LogsArgs {
+    /// How many of the last entries [default: 100; with --since all]
+    #[arg(short = 'n', long, value_name = "N")]
+    lines: Option<usize>,
+    /// Go on with new entries as they come, until Ctrl-C
+    #[arg(long, short = 't')]
+    tail: bool,
+    /// Only statements that took at least MS milliseconds [default: the setting slow_query_ms]
+    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    slow: Option<Option<f64>>,
+    /// Only since this time (2026-11-21T15:40:00Z) or so long ago (90s, 10m, 2h, 1d)
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<i64>,
+    /// Only so grave ones and worse; LOG counts as information
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    level: Option<LevelArg>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+enum LevelArg {
+    /// All
+    Debug,
+    /// LOG, INFO and worse
+    Log,
+    /// NOTICE and worse
+    Notice,
+    /// WARNING and worse
+    Warning,
+    /// Failed statements and worse
+    Error,
+    /// Sessions that ended, and worse
+    Fatal,
+    /// All sessions ended
+    Panic,
+}
+
+fn milliseconds(text: &str) -> std::result::Result<f64, String> {
+    let number = text.parse().ok().filter(|ms: &f64| ms.is_finite() && *ms >= 0.0);
+    number.ok_or_else(|| "not a number of milliseconds".to_owned())
+}
+
+fn since(text: &str) -> std::result::Result<i64, String> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.map_or(0, |since| since.as_micros() as i64);
+    time::since(text, now).map_err(|error| format!("{error}: {}", error.hint().unwrap_or_default()))
+}
+
 /// Runs the command line; gives the exit code of the process.
 pub fn run() -> u8 {
     let cli = match Cli::try_parse() {
@@ -408,6 +474,7 @@ fn dispatch(cli: Cli) -> Result<()> {
             Ok(())
         }
         Command::BuildVersion(args) => run_build_version(context, args, json),
+        Command::Logs(args) => run_logs(context, &args, json),
         Command::GiveBuild { version } => share::give(context, version.as_deref(), std::io::stdout().lock()),
         Command::Info => {
             let report = info::run(context)?;
@@ -733,6 +800,85 @@ fn table<const N: usize>(headings: &[&str; N], rows: impl Iterator<Item = [Strin
         format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
     };
     all.iter().map(line).collect()
+}
+
+fn run_logs(context: Context, args: &LogsArgs, json: bool) -> Result<()> {
+    let name = &context.instance.name;
+    let options = logs::Options {
+        last: args.lines.or(if args.since.is_some() { None } else { Some(100) }),
+        tail: args.tail,
+        slow: args.slow.map(|said| said.unwrap_or(context.instance.slow_query_ms as f64)),
+        since: args.since,
+        level: args.level.map(|level| match level {
+            LevelArg::Debug => Level::Debug,
+            LevelArg::Log => Level::Log,
+            LevelArg::Notice => Level::Notice,
+            LevelArg::Warning => Level::Warning,
+            LevelArg::Error => Level::Error,
+            LevelArg::Fatal => Level::Fatal,
+            LevelArg::Panic => Level::Panic,
+        }),
+    };
+    let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
+    // A reader that has gone away ends it, and is no failure of ours.
+    logs::run(context, &options, &mut |entry| match entry {
+        Some(entry) if json => writeln!(stdout, "{}", entry_json(entry, name)).is_ok(),
+        Some(entry) => writeln!(stdout, "{}", entry_text(entry, name)).is_ok(),
+        None => stdout.flush().is_ok() && has_reader(stdout.get_ref()),
+    })
+}
+
+/// Whether the other end of stdout is still open. Only a write would say otherwise, and a quiet log gives
+/// nothing to write: the reader at the other end of an SSH connection would leave us behind for ever.
+fn has_reader(stdout: &impl std::os::fd::AsFd) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let mut ends = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+    let gone = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
+    !matches!(poll(&mut ends, PollTimeout::ZERO), Ok(n) if n > 0)
+        || !ends[0].revents().is_some_and(|events| events.intersects(gone))
+}
+
+/// An entry's time: UTC, or without `+00:00` when the zone's distance is not known.
+fn entry_time(entry: &Entry) -> String {
+    let zone = if entry.zone.is_none() { "+00:00" } else { "" };
+    format!("{}{zone}", time::iso(entry.time.unwrap_or(0)))
+}
+
+/// As Heroku shows a log of PostgreSQL.
+fn entry_text(entry: &Entry, instance: &str) -> String {
+    let pid = entry.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+    let (severity, line) = (&entry.severity, entry.one_line());
+    format!("{} app[postgres.{instance}]: [{pid}] {severity}:  {line}", entry_time(entry))
+}
+
+fn entry_json(entry: &Entry, instance: &str) -> String {
+    let mut object = serde_json::Map::new();
+    let mut put = |name: &str, value: serde_json::Value| {
+        if !value.is_null() {
+            object.insert(name.to_owned(), value);
+        }
+    };
+    put("time", json!(entry_time(entry)));
+    put("instance", json!(instance));
+    put("pid", json!(entry.pid));
+    put("severity", json!(entry.severity));
+    put("message", json!(entry.message));
+    for (label, text) in &entry.attached {
+        put(&label.to_lowercase(), json!(text));
+    }
+    put("duration_ms", json!(entry.duration()));
+    put("user", json!(entry.user));
+    put("database", json!(entry.database));
+    put("application", json!(entry.application));
+    // JSON lets DEL and C1 controls stand as they are; a terminal obeys them.
+    let text = serde_json::Value::Object(object).to_string();
+    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
+        match c {
+            '\u{7f}'..='\u{9f}' => out.push_str(&format!("\\u{:04x}", c as u32)),
+            c => out.push(c),
+        }
+        out
+    })
 }
 
 fn run_promote(context: Context, args: PromoteArgs, json: bool) -> Result<()> {

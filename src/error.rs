@@ -294,6 +294,15 @@ pub enum Error {
     NothingToGive { instance: String, has: String },
     /// A build of another kind of machine.
     OtherLibc { host: String, theirs: String, ours: String },
+    // ---- logs
+    /// There is no log to read.
+    NoLog { looked_at: String },
+    /// The log goes where it cannot be read from.
+    LogElsewhere { destination: String },
+    /// The log is there and cannot be read.
+    LogUnreadable { path: PathBuf, source: std::io::Error },
+    /// A text that should be a time, or a while.
+    SinceText { text: String },
 }
 
 const INFO_HINT: &str = "run `dotcloud info db.0` and give what it prints, all of it";
@@ -955,9 +964,35 @@ impl Error {
                 format!("the build of {host} is of another kind of machine ({theirs}); this one is {ours}"),
                 "build it here: pgmahout build-version VERSION",
             ),
+            // ---- logs
+            Error::NoLog { looked_at } => (
+                Failed,
+                format!("no log of this server was found: there is no {looked_at}"),
+                "logging_collector = on with log_destination = 'stderr', 'csvlog' or 'jsonlog' gives one at the \
+                 next restart; so does a manager that keeps the server's stderr in a file (pg_ctl -l)",
+            ),
+            Error::LogElsewhere { destination } => (
+                Failed,
+                format!("the server's log goes to {destination} only, which is not read here"),
+                "look there (journalctl -t postgres, or the file that syslog writes), or add stderr to \
+                 log_destination",
+            ),
+            Error::LogUnreadable { path, source } => {
+                (Failed, format!("the log {} cannot be read: {source}", path.display()), "")
+            }
+            Error::SinceText { text } => (
+                Usage,
+                format!("{text:?} is neither a time nor a while"),
+                "a time is 2026-11-21T15:40:00Z, a while is 90s, 10m, 2h or 1d",
+            ),
         };
         let hint = match self {
             Error::File { source, .. } => file_hint(source).to_owned(),
+            Error::LogUnreadable { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                "run pgmahout as the account that runs the server, or let this one read it (log_file_mode = 0640 \
+                 and the server's group)"
+                    .into()
+            }
             Error::UnknownRelease { offered, .. } => offered.clone(),
             Error::DownloadBroke { kept: 0, .. } => "run the same command again".into(),
             Error::DownloadBroke { kept, .. } => {

@@ -63,6 +63,8 @@ pub struct Instance {
     pub start_timeout: Duration,
     /// Limit from start to streaming.
     pub stream_timeout: Duration,
+    /// Milliseconds from which a statement is slow.
+    pub slow_query_ms: u64,
     /// Where postgresql.conf is when it is not in PGDATA (Debian).
     pub config_directory: Option<PathBuf>,
     /// How PostgreSQL is built here.
@@ -251,6 +253,7 @@ impl Instance {
         let start_timeout = seconds(&mut r, "start_timeout", 300)?;
         let stream_timeout = seconds(&mut r, "stream_timeout", 120)?;
 
+        let slow_query_ms = r.number("slow_query_ms", || default(50))?;
         let build = find_build_settings(&mut r, &state_directory)?;
 
         let order: BTreeMap<&str, usize> =
@@ -271,6 +274,7 @@ impl Instance {
             stop_timeout,
             start_timeout,
             stream_timeout,
+            slow_query_ms,
             config_directory,
             build,
             data_directory,

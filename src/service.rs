@@ -105,16 +105,27 @@ pub fn log_tail(instance: &Instance) -> Option<String> {
     Some(format!("{}:\n{last}", file.display()))
 }
 
-/// Where the manager puts the server's stderr.
-fn log_file(instance: &Instance) -> Option<PathBuf> {
+/// Where the manager puts the server's stderr, if there is such a file.
+pub fn log_file(instance: &Instance) -> Option<PathBuf> {
     let existing = |path: PathBuf| path.exists().then_some(path);
     match &instance.service {
         Service::Supervisor { config, program } => {
             let text = fs::read_to_string(config).ok()?;
             let section = text.split(&format!("[program:{program}]")).nth(1)?;
             let section = section.split("\n[").next()?;
-            let line = section.lines().find_map(|l| l.trim().strip_prefix("stdout_logfile="))?;
-            existing(config.parent()?.join(line.trim().replace("%%", "%")))
+            let of = |key: &str| {
+                let mut pairs = section.lines().rev().filter_map(|line| line.split_once('='));
+                let (_, value) = pairs.find(|(name, _)| name.trim() == key)?;
+                // A comment begins with " ;".
+                Some(value.split(" ;").next().unwrap_or(value).trim().to_owned())
+            };
+            let joined = of("redirect_stderr").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+            let own = if joined { None } else { of("stderr_logfile") };
+            let file = own.or_else(|| of("stdout_logfile"))?;
+            let here = config.parent()?;
+            let file = file.replace("%(here)s", &here.display().to_string());
+            let file = file.replace("%(program_name)s", program).replace("%%", "%");
+            existing(here.join(file))
         }
         Service::Systemd { .. } | Service::PgCtlCluster { .. } => {
             let debian = Debian::of_data_directory(&instance.data_directory().ok()?)?;

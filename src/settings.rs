@@ -68,6 +68,7 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("build_jobs", "compilers at the same time"),
     ("build_timeout", "seconds that one phase of a build may take"),
     ("build_directory", "where sources are unpacked and compiled"),
+    ("slow_query_ms", "milliseconds from which `logs --slow` shows a statement"),
     ("state_directory", "the agent's own directory: lock, passfile"),
     ("connect_timeout", "seconds that a connection may take"),
     ("stop_timeout", "seconds that the server may take to stop"),

@@ -12,7 +12,7 @@ fn run(arguments: &[&str]) -> (i32, String, String) {
     (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }
 
-const COMMANDS: &[&str] = &["enslave", "promote", "wait", "info", "config", "completions", "man"];
+const COMMANDS: &[&str] = &["enslave", "promote", "wait", "logs", "info", "config", "completions", "man"];
 
 #[test]
 fn help_is_there_for_everything() {
@@ -50,6 +50,9 @@ fn wrong_usage_is_code_2_and_goes_to_stderr() {
         &["wait", "--timeout", "soon"],
         &["-q", "-v", "info"],
         &["promote", "--info", "x"],
+        &["logs", "--since", "yesterday"],
+        &["logs", "--slow", "-5"],
+        &["logs", "--level", "bad"],
     ] {
         let (code, stdout, stderr) = run(arguments);
         assert_eq!(code, 2, "{arguments:?}: {stderr}");

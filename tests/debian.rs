@@ -176,3 +176,32 @@ fn where_systemd_runs_its_unit_is_stopped_and_started() {
     let calls = std::fs::read_to_string(second.host.home.join("calls")).unwrap();
     assert_eq!(calls.lines().collect::<Vec<_>>(), [format!("stop {unit}"), format!("start {unit}")]);
 }
+
+#[test]
+fn its_log_is_found_and_followed_through_logrotate() {
+    let site = Site::new();
+    let cluster = Cluster::create(&site, "g");
+    let host = &cluster.host;
+    let slow = |what: &str| {
+        host.exec(&format!("SET log_min_duration_statement = 50; SELECT pg_sleep(0.06), '{what}'"));
+    };
+    slow("one");
+    let shown = host.agent(&["logs", "--slow"]).run().ok().stdout;
+    assert!(shown.contains("SELECT pg_sleep(0.06), 'one'") && shown.lines().count() == 1, "{shown}");
+    let tail = host.agent(&["logs", "--slow", "--tail"]).spawn();
+    until("the old one is shown", 10, || tail.stdout().contains("'one'"));
+    // postgresql-common's logrotate copies and empties the file.
+    let log = host.log_file();
+    let aside = log.with_extension("log.1");
+    must(host.command("cp").args([&log, &aside]));
+    std::fs::File::options().write(true).truncate(true).open(&log).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    slow("two");
+    until("the new one is shown", 5, || tail.stdout().contains("'two'"));
+    tail.signal(nix::sys::signal::Signal::SIGINT);
+    assert_eq!(tail.wait().ok().stdout.lines().count(), 2);
+    // The old one is in `.1` now.
+    let shown = host.agent(&["logs", "--slow", "-n", "2"]).run().ok().stdout;
+    assert!(shown.find("'one'").unwrap() < shown.find("'two'").unwrap(), "{shown}");
+    std::fs::remove_file(aside).unwrap();
+}

@@ -3,9 +3,11 @@
 pub mod backup;
 pub mod control;
 pub mod files;
+pub mod log;
 pub mod records;
 pub mod recovery;
 pub mod release;
+pub mod time;
 
 pub mod version;
 pub mod wal;

@@ -174,6 +174,13 @@ impl PgVersion {
         self.since(100_000)
     }
 
+    // ---- the log
+
+    /// `pg_current_logfile()` (10).
+    pub const fn has_current_logfile(self) -> bool {
+        self.since(100_000)
+    }
+
     // ---- replication slots and WAL retention
 
     /// Physical replication slots (9.4).

@@ -15,7 +15,7 @@ mod site;
 mod source;
 
 pub use account::{Account, account, must};
-pub use agent::{Output, Run, Running};
+pub use agent::{Output, Run, Running, start};
 pub use checks::{Snapshot, amcheck, assert_streams, compare, primary_is_clean, snapshot, wait_replayed};
 pub use host::{Host, HostBuilder, Pg, quote};
 pub use load::{Argv, Journal, Pgbench, noise};
