@@ -71,6 +71,7 @@ is_state() {
 @test "the agent and its shims" {
     [ "$(dotcloud run db enslave 0 --dry-run)" = "agent: enslave 0 --dry-run" ]
     [ "$(dotcloud run db promote)" = "agent: promote" ]
+    [ "$(dotcloud run db build-version --list)" = "agent: build-version --list" ]
     [ "$(dotcloud info db.0 | dotcloud run db pgmahout enslave)" = "agent: enslave" ]
 }
 

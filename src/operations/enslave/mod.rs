@@ -127,7 +127,7 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
         return Ok(Followed { report, there, db: cluster.and_then(|cluster| cluster.db) });
     }
     let (plan, relation) = decide(&mut there, cluster.as_mut(), options)?;
-    preflight::check_slot(&mut there, cluster.as_mut(), &slot)?;
+    preflight::check_slot(context, &mut there, cluster.as_mut(), &slot)?;
     if plan.action == Action::Repoint || instance.config_directory.is_some() {
         preflight::check_settings(context, &mut there, cluster.as_mut())?;
     }

@@ -8,6 +8,7 @@ use super::here::Cluster;
 use super::there::There;
 use crate::builds::{self, Build};
 use crate::error::{Error, Result};
+use crate::postgres::recovery::last_setting;
 use crate::postgres::release::Release;
 use crate::process;
 use crate::transfer::source::boot_id;
@@ -135,7 +136,12 @@ pub fn check_direction(
 }
 
 /// Our slot's name must not be in somebody else's use.
-pub fn check_slot(there: &mut There, cluster: Option<&mut Cluster>, slot: &str) -> Result<()> {
+pub fn check_slot(
+    context: Context,
+    there: &mut There,
+    cluster: Option<&mut Cluster>,
+    slot: &str,
+) -> Result<()> {
     if !there.version.has_replication_slots() {
         return Ok(());
     }
@@ -143,12 +149,20 @@ pub fn check_slot(there: &mut There, cluster: Option<&mut Cluster>, slot: &str) 
         .db
         .value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active", &[&slot])?;
     // Held by ourselves, as a standby that has this slot in its settings: that ends with the restart.
-    let ours = match cluster.and_then(|cluster| cluster.db.as_mut()) {
-        Some(db) if db.version.shows_recovery_settings() => {
+    let ours = match cluster {
+        None => false,
+        Some(Cluster { db: Some(db), .. }) if db.version.shows_recovery_settings() => {
             db.setting("primary_slot_name")?.as_deref() == Some(slot)
         }
-        Some(_) => true,
-        None => false,
+        Some(Cluster { db: Some(_), .. }) => true,
+        // One that is starting up streams before it lets anybody in.
+        Some(cluster) => {
+            context.instance.running().is_some()
+                && ["postgresql.auto.conf", "recovery.conf"].iter().any(|name| {
+                    let text = fs::read_to_string(cluster.data.join(name)).unwrap_or_default();
+                    last_setting(&text, "primary_slot_name").as_deref() == Some(slot)
+                })
+        }
     };
     if active > 0 && !ours { Err(Error::SlotInUse { slot: slot.to_owned() }) } else { Ok(()) }
 }
