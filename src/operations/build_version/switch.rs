@@ -11,6 +11,7 @@ use crate::postgres::version::PgVersion;
 use crate::process;
 use crate::service;
 use crate::settings;
+use crate::sql::Db;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -140,6 +141,11 @@ pub fn switch(context: Context, build: &Build, replaced: Option<Replaced>) -> Re
     if is_done()? {
         // An interrupted run had started the server, and did not wait for it.
         if marker(instance).exists() {
+            let renewed = instance.with_linked_programs();
+            answers(standby::connect_when_ready(
+                Context { instance: &renewed, progress: context.progress },
+                instance.start_timeout,
+            ))?;
             remove_marker(instance)?;
         }
         if let Some(replaced) = replaced {
@@ -290,7 +296,11 @@ fn stop(context: Context) -> Result<()> {
 
 /// Starts the server and waits until it answers; that it lets us in is not asked.
 fn start(context: Context) -> Result<()> {
-    match standby::start_and_connect(context) {
+    answers(standby::start_and_connect(context))
+}
+
+fn answers(connected: Result<Db>) -> Result<()> {
+    match connected {
         Ok(_) | Err(Error::SqlPassword { .. } | Error::SqlRefused { .. }) => Ok(()),
         Err(error) => Err(error),
     }
