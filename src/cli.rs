@@ -432,6 +432,11 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
+/// A report, for a program or for a person.
+fn show<T: Serialize>(json: bool, report: &T, text: impl Fn(&T) -> String) {
+    if json { answer(report) } else { say(text(report).trim_end()) }
+}
+
 fn answer(value: &impl Serialize) {
     say(&serde_json::to_string(value).expect("reports are plain data"));
 }
@@ -466,11 +471,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Promote(args) => run_promote(context, args, json),
         Command::Wait(args) => {
             let report = wait::run(context, Duration::from_secs(args.timeout))?;
-            if json {
-                answer(&report)
-            } else {
-                say(&wait_text(&report))
-            }
+            show(json, &report, wait_text);
             Ok(())
         }
         Command::BuildVersion(args) => run_build_version(context, args, json),
@@ -478,11 +479,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::GiveBuild { version } => share::give(context, version.as_deref(), std::io::stdout().lock()),
         Command::Info => {
             let report = info::run(context)?;
-            if json {
-                answer(&report)
-            } else {
-                say(info_text(&report).trim_end())
-            }
+            show(json, &report, info_text);
             Ok(())
         }
         Command::Config => {
@@ -571,11 +568,7 @@ fn run_fork(context: Context, args: ForkArgs, json: bool) -> Result<()> {
     for warning in &report.warnings {
         context.progress.warn(warning);
     }
-    if json {
-        answer(&report)
-    } else {
-        say(&fork_text(&report))
-    }
+    show(json, &report, fork_text);
     Ok(())
 }
 
@@ -619,11 +612,7 @@ fn run_enslave(context: Context, args: EnslaveArgs, json: bool) -> Result<()> {
         ..args.copy.options()?
     };
     let report = enslave::run(context, &blurb, &options)?;
-    if json {
-        answer(&report)
-    } else {
-        say(&enslave_text(&report))
-    }
+    show(json, &report, enslave_text);
     Ok(())
 }
 
@@ -719,11 +708,7 @@ fn run_build_version(context: Context, args: BuildVersionArgs, json: bool) -> Re
         };
         build_version::run(context, &options)?
     };
-    if json {
-        answer(&report)
-    } else {
-        say(&build_version_text(&report))
-    }
+    show(json, &report, build_version_text);
     Ok(())
 }
 
@@ -902,11 +887,7 @@ fn run_promote(context: Context, args: PromoteArgs, json: bool) -> Result<()> {
     for warning in &report.warnings {
         context.progress.warn(warning);
     }
-    if json {
-        answer(&report)
-    } else {
-        say(&promote_text(&report))
-    }
+    show(json, &report, promote_text);
     Ok(())
 }
 
