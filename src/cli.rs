@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::instance::{Instance, parse_mapping};
 use crate::operations::build_version::{self, Origin, share};
 use crate::operations::enslave::plan::{Action, Fate, Wanted};
-use crate::operations::{Context, enslave, fence, fork, info, logs, promote, wait};
+use crate::operations::{Context, enslave, fence, fork, info, job, logs, promote, wait};
 use crate::postgres::log::{Entry, Level};
 use crate::postgres::time;
 use crate::postgres::wal::SystemId;
@@ -125,7 +125,8 @@ Examples:
   dotcloud run db.1 pgmahout enslave 0
   pgmahout enslave --dry-run --info db0.blurb
   dotcloud info db | pgmahout enslave --from db.0
-  pgmahout enslave --confirm db.1 < blurb      lose what only db.1 has")]
+  pgmahout enslave --confirm db.1 < blurb      lose what only db.1 has
+  pgmahout enslave --background < blurb && pgmahout wait")]
 struct EnslaveArgs {
     #[command(flatten)]
     copy: CopyArgs,
@@ -169,20 +170,31 @@ struct CopyArgs {
     /// Parallel SSH sessions of a copy [default: number of processors, 4 at most]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     ssh_sessions: Option<u16>,
+    /// Come back as soon as all is checked, and do the rest in the background; `wait` and `info` tell how it does
+    #[arg(long, conflicts_with = "dry_run")]
+    background: bool,
+    /// This is what `--background` has started
+    #[arg(long, hide = true, conflicts_with = "background")]
+    job: bool,
 }
 
 impl CopyArgs {
-    fn source(&self, context: Context) -> Result<Blurb> {
-        match &self.instance {
-            Some(wanted) => blurb_of_environment(context.instance, wanted),
-            None => Blurb::parse(&read_blurb(self.info.as_ref())?, self.from.as_deref()),
+    /// The source, and what was read to know it.
+    fn source(&self, context: Context) -> Result<(Blurb, Option<Vec<u8>>)> {
+        if let Some(wanted) = &self.instance {
+            return Ok((blurb_of_environment(context.instance, wanted)?, None));
         }
+        let read = read_blurb(self.info.as_ref())?;
+        if self.job {
+            job::forget_blurb(context);
+        }
+        Ok((Blurb::parse(&read, self.from.as_deref())?, Some(read)))
     }
 
     fn options(self) -> Result<enslave::Options> {
         Ok(enslave::Options {
             confirm: self.confirm,
-            dry_run: self.dry_run,
+            dry_run: self.dry_run || self.background,
             take_build: self.take_build,
             host_key: self.host_key,
             tablespace_mapping: parse_mapping(&self.tablespace_mapping.join(","))?,
@@ -561,10 +573,64 @@ fn blurb_of_environment(instance: &Instance, wanted: &str) -> Result<Blurb> {
     Blurb::from_environment(&found, wanted)
 }
 
+/// A long copy, in whichever of three ways: with the operator waiting, only checked and then handed to a job, or
+/// as that job.
+fn copy<T: Serialize>(
+    context: Context,
+    verb: &str,
+    args: CopyArgs,
+    json: bool,
+    run: impl FnOnce(&Blurb, enslave::Options) -> Result<T>,
+    summary: impl FnOnce(&T) -> (String, Option<String>),
+) -> Result<Option<T>> {
+    if args.job {
+        job::begin(context)?;
+        let done = args.source(context).and_then(|(blurb, _)| run(&blurb, args.options()?));
+        job::end(context, done.as_ref().err());
+        return done.map(Some);
+    }
+    let (blurb, read) = args.source(context)?;
+    let (background, confirmed) = (args.background, args.confirm.clone());
+    let report = run(&blurb, args.options()?)?;
+    if !background {
+        return Ok(Some(report));
+    }
+    let instance = &context.instance.name;
+    let (source, loses) = summary(&report);
+    if let Some(holds) = loses.filter(|_| confirmed.as_ref() != Some(instance)) {
+        return Err(Error::NeedsConfirmation { instance: instance.clone(), holds });
+    }
+    let job = job::start(context, verb, &source, arguments_of_job(), read.as_deref())?;
+    if json {
+        answer(&json!({"instance": instance, "started": job, "planned": report}));
+    } else {
+        say(&format!(
+            "{instance}: the {verb} of {source} goes on in the background; pgmahout wait tells when it is done"
+        ));
+    }
+    Ok(None)
+}
+
+/// The command line of this process as that of the job that it starts: the blurb comes from a file.
+fn arguments_of_job() -> Vec<std::ffi::OsString> {
+    let mut arguments = Vec::new();
+    let mut given = std::env::args_os().skip(1);
+    while let Some(argument) = given.next() {
+        match argument.to_str() {
+            Some("--background") => arguments.push("--job".into()),
+            Some("--info") => drop(given.next()),
+            Some(text) if text.starts_with("--info=") => {}
+            _ => arguments.push(argument),
+        }
+    }
+    arguments
+}
+
 fn run_fork(context: Context, args: ForkArgs, json: bool) -> Result<()> {
-    let blurb = args.copy.source(context)?;
-    let options = fork::Options { copy: args.copy.options()?, timeout: Duration::from_secs(args.timeout) };
-    let report = fork::run(context, &blurb, &options)?;
+    let timeout = Duration::from_secs(args.timeout);
+    let run = |blurb: &Blurb, copy| fork::run(context, blurb, &fork::Options { copy, timeout });
+    let summary = |report: &fork::Report| (report.source.clone(), report.plan.loses.clone());
+    let Some(report) = copy(context, "fork", args.copy, json, run, summary)? else { return Ok(()) };
     for warning in &report.warnings {
         context.progress.warn(warning);
     }
@@ -601,17 +667,16 @@ fn kept_text(kept: Option<&PathBuf>) -> String {
 }
 
 fn run_enslave(context: Context, args: EnslaveArgs, json: bool) -> Result<()> {
-    let blurb = args.copy.source(context)?;
-    let options = enslave::Options {
-        cascade: args.cascade,
-        wanted: match args.plan {
-            PlanArg::Auto => Wanted::Auto,
-            PlanArg::Repoint => Wanted::Repoint,
-            PlanArg::Full => Wanted::Full,
-        },
-        ..args.copy.options()?
+    let wanted = match args.plan {
+        PlanArg::Auto => Wanted::Auto,
+        PlanArg::Repoint => Wanted::Repoint,
+        PlanArg::Full => Wanted::Full,
     };
-    let report = enslave::run(context, &blurb, &options)?;
+    let cascade = args.cascade;
+    let run =
+        |blurb: &Blurb, copy| enslave::run(context, blurb, &enslave::Options { cascade, wanted, ..copy });
+    let summary = |report: &enslave::Report| (report.source.clone(), report.plan.loses.clone());
+    let Some(report) = copy(context, "enslave", args.copy, json, run, summary)? else { return Ok(()) };
     show(json, &report, enslave_text);
     Ok(())
 }
@@ -975,8 +1040,18 @@ fn info_text(report: &info::Report) -> String {
         let status = s.wal_status.as_ref().map(|w| format!(", {w}")).unwrap_or_default();
         line("slot", Some(format!("{}, {active}{kept}{status}", s.name)));
     }
+    let copying = report.job.as_ref().map(|job| match &job.job.error {
+        Some(failure) => format!("{} of {} failed: {}", job.job.verb, job.job.source, failure.message),
+        None if job.state == job::State::Running => {
+            format!("{} of {}: {}", job.job.verb, job.job.source, job.doing)
+        }
+        None => format!("{} of {} was interrupted; run it again", job.job.verb, job.job.source),
+    });
+    line("background", copying);
+    line("no follower", report.no_follow.clone());
     line("connections", report.connections.as_ref().map(|c| format!("{} of {}", c.used, c.limit)));
     line("size", report.size_bytes.map(|b| bytes_text(b as u64)));
+    line("created", report.created.map(|seconds| time_text(seconds as i64)));
     line("checksums", report.checksums.map(|on| if on { "on" } else { "off" }.to_owned()));
     line("system id", report.system_id.map(|id| id.to_string()));
     line("data", Some(report.data_directory.display().to_string()));

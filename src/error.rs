@@ -120,6 +120,12 @@ pub enum Error {
     Locked { path: PathBuf, holder: String },
     /// An interrupt came.
     Interrupted,
+    /// An operation runs in the background of this instance.
+    JobRuns { verb: String, source_name: String, pid: i32 },
+    /// An operation in the background was ended from outside.
+    JobGone { verb: String, source_name: String },
+    /// An operation in the background goes on.
+    JobTooSlow { limit: Duration },
     /// Starting or stopping the server failed.
     ServerCommand { action: &'static str, manager: String, why: String, log: Option<String> },
     /// The server goes on running.
@@ -184,6 +190,8 @@ pub enum Error {
     OtherBlockSize { theirs: u32, ours: u32 },
     /// `wal_level` is too low.
     WalLevel { at: String, level: String, wanted: &'static str },
+    /// The source is older than replication.
+    NoStreaming { at: String, version: String },
     /// All WAL senders are taken.
     NoFreeSender { at: String, limit: i64 },
     /// All replication slots are taken.
@@ -506,6 +514,23 @@ impl Error {
             Error::Interrupted => {
                 (Exit::Interrupted, "interrupted".to_owned(), "run the same command again to complete it")
             }
+            Error::JobRuns { verb, source_name, pid } => (
+                Failed,
+                format!(
+                    "the {verb} of {source_name} runs in the background of this instance (process {pid})"
+                ),
+                "pgmahout wait tells when it is done; to end it, stop that process with SIGTERM",
+            ),
+            Error::JobGone { verb, source_name } => (
+                Exit::Interrupted,
+                format!("the {verb} of {source_name} in the background was ended before it was done"),
+                "run it again to complete it",
+            ),
+            Error::JobTooSlow { limit } => (
+                Failed,
+                format!("the copy in the background is not done after {} s; it goes on", limit.as_secs()),
+                "wait again, or with a greater --timeout",
+            ),
             Error::ServerCommand { action, manager, why, log } => {
                 (Failed, format!("could not {action} the server by {manager}: {why}{}", in_log(log)), "")
             }
@@ -652,6 +677,13 @@ impl Error {
             Error::WalLevel { at, level, .. } => {
                 (Failed, format!("wal_level of {at} is {level}: no standby can follow"), "")
             }
+            Error::NoStreaming { at, version } => (
+                Failed,
+                format!(
+                    "{at} is PostgreSQL {version}, which has no streaming replication: that came with 9.0"
+                ),
+                "move its data to a newer PostgreSQL by dump and restore",
+            ),
             Error::NoFreeSender { at, limit } => (
                 Failed,
                 format!("all {limit} WAL senders of {at} are in use"),

@@ -5,8 +5,8 @@
 use crate::error::printable;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How much is said.
@@ -25,7 +25,11 @@ pub struct Progress {
     voice: Voice,
     bar: Mutex<Option<Bar>>,
     done: AtomicU64,
+    watcher: OnceLock<Watcher>,
 }
+
+/// Somebody else who wants to know: what is being done, and how much of how much (0 when nobody knows).
+type Watcher = Box<dyn Fn(&str, u64, u64) + Send + Sync>;
 
 struct Bar {
     what: String,
@@ -33,6 +37,7 @@ struct Bar {
     total: u64,
     begin: Instant,
     last_line: Instant,
+    last_watch: Instant,
     drawn: Option<ProgressBar>,
 }
 
@@ -46,15 +51,28 @@ enum Unit {
 }
 
 const LINE_EVERY: Duration = Duration::from_secs(10);
+const WATCH_EVERY: Duration = Duration::from_millis(500);
 
 impl Progress {
     /// A sink that speaks on stderr.
     pub fn new(voice: Voice) -> Progress {
-        Progress { voice, bar: Mutex::new(None), done: AtomicU64::new(0) }
+        Progress { voice, bar: Mutex::new(None), done: AtomicU64::new(0), watcher: OnceLock::new() }
+    }
+
+    /// From now on `watcher` is told of each step, and of a count twice a second.
+    pub fn watch(&self, watcher: impl Fn(&str, u64, u64) + Send + Sync + 'static) {
+        let _ = self.watcher.set(Box::new(watcher));
+    }
+
+    fn tell(&self, what: &str, done: u64, total: u64) {
+        if let Some(watcher) = self.watcher.get() {
+            watcher(what, done, total);
+        }
     }
 
     /// What is being done now.
     pub fn step(&self, text: impl AsRef<str>) {
+        self.tell(text.as_ref(), 0, 0);
         if self.voice != Voice::Quiet {
             self.line(text.as_ref());
         }
@@ -105,9 +123,11 @@ impl Progress {
             bar.set_message(what.to_owned());
             bar
         });
+        self.tell(what, 0, total);
         let now = Instant::now();
+        let (last_line, last_watch) = (now, now);
         *self.bar.lock().expect("no panic while drawing") =
-            Some(Bar { what: what.into(), unit, total, begin: now, last_line: now, drawn });
+            Some(Bar { what: what.into(), unit, total, begin: now, last_line, last_watch, drawn });
     }
 
     /// Counts `more`.
@@ -116,6 +136,10 @@ impl Progress {
         // A worker that finds the lock taken leaves the drawing to the one who has it.
         let Ok(mut bar) = self.bar.try_lock() else { return };
         let Some(bar) = bar.as_mut() else { return };
+        if bar.last_watch.elapsed() >= WATCH_EVERY {
+            bar.last_watch = Instant::now();
+            self.tell(&bar.what, done, bar.total);
+        }
         if let Some(drawn) = &bar.drawn {
             // An estimate that was too low is corrected by what is seen.
             if done > bar.total && bar.unit != Unit::Bytes {

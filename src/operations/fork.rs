@@ -5,7 +5,7 @@
 //! on from there without copying again.
 
 use super::enslave::{self, Followed, there};
-use super::{Context, promote, standby};
+use super::{Context, job, promote, standby};
 use crate::blurb::Blurb;
 use crate::durable::{self, Context as _, Lock};
 use crate::error::{Error, Result};
@@ -112,6 +112,7 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     report.lsn = promote::end_recovery(context, &mut db, options.timeout)?;
     report.timeline = Some(promote::timeline(&mut db, instance)?);
     fs::remove_file(&note).on("remove", &note)?;
+    job::forget(instance);
 
     let data = instance.data_directory()?;
     standby::forget_settings(instance, &data, &there.target, there.version)?;

@@ -1,7 +1,9 @@
 //! What this instance is and how it does: role, positions, lag, who follows it, what its slots retain.
 
+use super::enslave::here;
+use super::enslave::there::{self, end_of_wal};
 use super::standby::{self, Lag};
-use super::{Context, enslave::there::end_of_wal, promote};
+use super::{Context, job, promote};
 use crate::error::Result;
 use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{Lsn, SystemId, Timeline};
@@ -46,8 +48,29 @@ pub struct Report {
     pub size_bytes: Option<i64>,
     /// Data checksums are on.
     pub checksums: Option<bool>,
+    /// When initdb made the cluster (or the one it is a copy of), in seconds since 1970: the upper half of its
+    /// system identifier (src/backend/access/transam/xlog.c, BootStrapXLOG).
+    pub created: Option<u64>,
+    /// Nobody has created anything in it yet; only where its server runs.
+    pub fresh: Option<bool>,
+    /// Why it can be neither followed nor forked; absent when it can, or when it cannot be asked.
+    pub no_follow: Option<String>,
+    /// A copy in the background that runs or has failed.
+    pub job: Option<Job>,
     /// Why less is known than there is to know.
     pub problem: Option<String>,
+}
+
+/// A copy in the background.
+#[derive(Debug, Serialize)]
+pub struct Job {
+    /// `running`, `failed` or `interrupted`.
+    pub state: job::State,
+    /// What it does: "copy, 43%".
+    pub doing: String,
+    /// The rest.
+    #[serde(flatten)]
+    pub job: job::Job,
 }
 
 /// A standby's primary.
@@ -121,9 +144,14 @@ pub fn run(context: Context) -> Result<Report> {
         connections: None,
         size_bytes: None,
         checksums: control.as_ref().map(|c| c.data_checksum_version > 0),
+        created: control.as_ref().map(|c| c.system_id.0 >> 32),
+        fresh: None,
+        no_follow: None,
+        job: job::read(instance).map(|job| Job { state: job.state(), doing: job.doing(), job }),
         problem: None,
     };
     if instance.running().is_none() {
+        report.no_follow = Some("its server does not run".into());
         let fenced = std::fs::read_to_string(instance.fence_file());
         report.problem = fenced.ok().map(|text| format!("fenced: {}", text.trim()));
         return Ok(report);
@@ -194,6 +222,9 @@ fn ask(context: Context, db: &mut Db, report: &mut Report) -> Result<()> {
     )?;
     report.connections = Some(Connections { used: row.get(0), limit: row.get(1) });
     report.size_bytes = row.get(2);
+    report.fresh = Some(!in_recovery && !here::has_user_objects(db)?);
+    report.no_follow =
+        there::check_feeds_standbys(db, &instance.name, "").err().map(|error| error.to_string());
     Ok(())
 }
 

@@ -9,6 +9,7 @@ pub mod enslave;
 pub mod fence;
 pub mod fork;
 pub mod info;
+pub mod job;
 pub mod logs;
 pub mod promote;
 pub mod standby;

@@ -3,7 +3,7 @@
 
 use super::enslave::there;
 use super::fence::Fenced;
-use super::{Context, standby};
+use super::{Context, job, standby};
 use crate::agent;
 use crate::blurb::Blurb;
 use crate::durable::Lock;
@@ -113,6 +113,7 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
     progress.step("ending recovery");
     let last_lsn = end_recovery(context, &mut db, options.timeout)?;
     let timeline = timeline(&mut db, instance)?;
+    job::forget(instance);
     let warnings = warnings(&mut db)?;
     Ok(Report {
         instance: instance.name.clone(),

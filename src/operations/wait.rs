@@ -1,8 +1,9 @@
-//! Waits until this instance is ready: a standby until it has replayed everything that its primary had
-//! written when the wait began, a primary until it accepts connections.
+//! Waits until this instance is ready: a copy in the background until it is done, a standby until it has
+//! replayed everything that its primary had written when the wait began, a primary until it accepts
+//! connections.
 
 use super::standby::{self, Lag};
-use super::{Context, enslave::there::end_of_wal};
+use super::{Context, enslave::there::end_of_wal, job};
 use crate::error::{Error, Result};
 use crate::postgres::wal::Lsn;
 use crate::process;
@@ -28,12 +29,14 @@ pub struct Report {
 
 /// Waits at most `limit`.
 pub fn run(context: Context, limit: Duration) -> Result<Report> {
-    let begin = Instant::now();
+    let started = Instant::now();
     let instance = context.instance;
+    let limit = job::wait(context, limit)?;
+    let begin = Instant::now();
     let mut db = standby::connect_when_ready(context, limit)?;
     let name = instance.name.clone();
     if !db.in_recovery()? {
-        let seconds = begin.elapsed().as_secs_f64();
+        let seconds = started.elapsed().as_secs_f64();
         return Ok(Report { instance: name, role: "primary", target: None, lag: None, seconds });
     }
     let conninfo = standby::primary_conninfo(&mut db, &instance.data_directory()?)?;
@@ -69,6 +72,6 @@ pub fn run(context: Context, limit: Duration) -> Result<Report> {
         return Err(Error::NotCaughtUp { limit, behind, log });
     }
     let lag = standby::lag(&mut db, end(&primary))?;
-    let seconds = begin.elapsed().as_secs_f64();
+    let seconds = started.elapsed().as_secs_f64();
     Ok(Report { instance: name, role: "standby", target: Some(target), lag: Some(lag), seconds })
 }

@@ -183,6 +183,11 @@ impl PgVersion {
 
     // ---- replication slots and WAL retention
 
+    /// Streaming replication, and hot standby with it (9.0).
+    pub const fn has_streaming_replication(self) -> bool {
+        self.since(90_000)
+    }
+
     /// Physical replication slots (9.4).
     pub const fn has_replication_slots(self) -> bool {
         self.since(90_400)

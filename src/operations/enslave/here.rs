@@ -176,6 +176,23 @@ fn reader(
     WalReader::new(start, timeline, size, fetch)
 }
 
+/// Whether somebody has created a database, a role, or something in the database that `db` is connected to.
+pub fn has_user_objects(db: &mut Db) -> Result<bool> {
+    let databases: i64 = db.value(
+        "SELECT count(*) FROM pg_database WHERE datname NOT IN ('template0', 'template1', 'postgres')",
+        &[],
+    )?;
+    // 16384 is FirstNormalObjectId: what initdb makes has smaller OIDs.
+    let objects: i64 = db.value(
+        "SELECT (SELECT count(*) FROM pg_class WHERE oid >= 16384) \
+              + (SELECT count(*) FROM pg_proc WHERE oid >= 16384) \
+              + (SELECT count(*) FROM pg_authid WHERE oid >= 16384) \
+              + (SELECT count(*) FROM pg_largeobject_metadata)",
+        &[],
+    )?;
+    Ok(databases + objects > 0)
+}
+
 impl Cluster {
     /// What would be lost if this cluster went away in favour of the source.
     pub fn loss(&mut self, relation: &Relation, theirs: &Theirs) -> Result<Loss> {
@@ -225,22 +242,10 @@ impl Cluster {
     /// Whether somebody has created something here: told from file names, which also counts a rewritten
     /// catalogue as data, and asked by SQL where the server runs.
     fn has_user_data(&mut self) -> Result<bool> {
-        if let Some(db) = &mut self.db {
-            let databases: i64 = db.value(
-                "SELECT count(*) FROM pg_database WHERE datname NOT IN ('template0', 'template1', 'postgres')",
-                &[],
-            )?;
-            // 16384 is FirstNormalObjectId: what initdb makes has smaller OIDs.
-            let objects: i64 = db.value(
-                "SELECT (SELECT count(*) FROM pg_class WHERE oid >= 16384) \
-                      + (SELECT count(*) FROM pg_proc WHERE oid >= 16384) \
-                      + (SELECT count(*) FROM pg_authid WHERE oid >= 16384) \
-                      + (SELECT count(*) FROM pg_largeobject_metadata)",
-                &[],
-            )?;
-            if databases + objects > 0 {
-                return Ok(true);
-            }
+        if let Some(db) = &mut self.db
+            && has_user_objects(db)?
+        {
+            return Ok(true);
         }
         let base = self.data.join("base");
         for database in fs::read_dir(&base).on("list", &base)?.flatten() {

@@ -9,9 +9,9 @@ pub mod preflight;
 pub mod session;
 pub mod there;
 
-use super::Context;
 use super::build_version::switch;
 use super::standby::{self, Lag};
+use super::{Context, job};
 use crate::blurb::Blurb;
 use crate::builds::Build;
 use crate::durable::{self, Lock};
@@ -86,7 +86,11 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     let instance = context.instance;
     instance.check_account()?;
     let _lock = Lock::take(&instance.state_directory.join("lock"), "enslave")?;
-    follow(context, blurb, options).map(|followed| followed.report)
+    let followed = follow(context, blurb, options)?;
+    if !options.dry_run {
+        job::forget(instance);
+    }
+    Ok(followed.report)
 }
 
 /// What a follower is left with: what was done, and both ends of what it follows by.

@@ -87,6 +87,7 @@ pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<
     let target = sql_target(context, blurb, &name)?;
     let mut db = Db::connect(&target)?;
     let version = db.version;
+    check_version(version, &name)?;
     let in_recovery = db.in_recovery()?;
     let is_superuser: bool = db.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])?;
     if !is_superuser {
@@ -185,8 +186,17 @@ impl There {
     }
 }
 
+/// Before anything is asked that such an old server does not understand.
+fn check_version(version: PgVersion, name: &str) -> Result<()> {
+    if version.has_streaming_replication() {
+        return Ok(());
+    }
+    Err(Error::NoStreaming { at: name.to_owned(), version: version.to_string() })
+}
+
 /// The preflight checks that need only the source: whether it can feed one more standby.
-fn check_feeds_standbys(db: &mut Db, name: &str, slot: &str) -> Result<()> {
+pub fn check_feeds_standbys(db: &mut Db, name: &str, slot: &str) -> Result<()> {
+    check_version(db.version, name)?;
     let at = name.to_owned();
     let level = db.setting("wal_level")?.unwrap_or_default();
     if !db.version.wal_level_feeds_standbys(&level) {
