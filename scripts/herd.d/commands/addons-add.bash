@@ -1,0 +1,116 @@
+# shellcheck shell=bash disable=SC2016,SC2154
+# Usage: herd addons:add heroku-postgresql[:PLAN] [--follow DB | --track DB | --fork DB] [--as COLOUR] [--json]
+# Summary: a new database: empty, following another, or a copy of it
+#
+# Makes an instance, attaches it under a free colour and, with --follow, --track
+# (the same) or --fork, starts the copy, which goes on in the background. The first
+# database of an app also becomes its DATABASE_URL.
+#
+# Plans stand in recipe/plans.yml: PostgreSQL settings by name. A follower or fork
+# has its source's settings, so it has its source's plan, which is the default.
+#
+# Examples:
+#   herd addons:add heroku-postgresql:ronin
+#   herd addons:add heroku-postgresql:ronin --follow DATABASE_URL
+#   herd addons:add heroku-postgresql --fork AMBER --as silver
+
+command_addons_add() {
+    local addon="" plan="" verb="" of="" colour="" source="" instance="" release url variable
+    while (($#)); do
+        case $1 in
+            --follow | --track | --fork | --follow=* | --track=* | --fork=*)
+                [[ -z $verb ]] || usage_error "only one of --follow, --track and --fork"
+                verb=enslave
+                [[ $1 != --fork* ]] || verb=fork
+                if [[ $1 == *=* ]]; then of=${1#*=}; else of=$(option_value "$@") && shift; fi
+                ;;
+            --as)
+                colour=$(option_value "$@")
+                shift
+                ;;
+            --as=*) colour=${1#*=} ;;
+            -*) usage_error "unknown option $1" ;;
+            *)
+                [[ -z $addon ]] || usage_error "only one add-on at a time"
+                addon=$1
+                ;;
+        esac
+        shift
+    done
+    [[ $addon =~ ^heroku-postgresql(:([a-z0-9-]+))?$ ]] || usage_error "'$addon' is not an add-on" "heroku-postgresql:PLAN is, with a plan of $(plan_names)"
+    plan=${BASH_REMATCH[2]:-}
+    [[ -z $plan ]] || check_plan "$plan"
+    use_platform
+    load_databases
+    choose_colour "$colour"
+    variable=HEROKU_POSTGRESQL_${colour}_URL
+    if [[ -n $verb ]]; then
+        resolve "$of" source
+        ask_all "$source"
+        must_answer "$source"
+        check_plans "$plan" "$source"
+        [[ -z $(info "$source" '.no_follow // ""') ]] ||
+            die 1 "$(label "$source") can be neither followed nor forked: $(info "$source" .no_follow)"
+        plan=$(info "$source" '.plan // ""')
+    fi
+
+    doing "Adding heroku-postgresql${plan:+:$plan} on $app"
+    instance=$(platform provision "${plan:-none}") || exit
+    [[ $instance =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || misbehaved provision "it answered no name of an instance"
+    load_databases
+    [[ -n $(about '.databases[] | select(.name == $n and .attachments == [] and (.current | not)) | .name' --arg n "$instance") ]] ||
+        misbehaved provision "it answered $instance, which is not listed or belongs to somebody already"
+    # From here on what fails takes the instance away again, once it is known to hold nothing
+    must_be_new "$instance"
+    if [[ -n $verb ]]; then
+        blurb_of "$source" >"$work/blurb"
+        agent "$longest" "$instance" "$verb" --background <"$work/blurb" >/dev/null 2>&1 || take_back "$instance"
+        # It will have the roles of its source, at its own address
+        url=$(url_like "$source" "$instance")
+    else
+        [[ -z $plan ]] || plan_settings "$plan" | agent "$longest" "$instance" plan "$plan" >/dev/null 2>&1 || take_back "$instance"
+        url=$(url_of "$instance")
+    fi
+    release=$(printf %s "$url" | jq -cRs --arg v "$variable" --argjson first "$([[ -z $verb && -z $(about '.config.DATABASE_URL // ""') ]] && echo true || echo false)" \
+        '{($v): .} + (if $first then {DATABASE_URL: .} else {} end)' | config_set "Attach HEROKU_POSTGRESQL_$colour")
+    done_with "v$release"
+    say "Attached as HEROKU_POSTGRESQL_$colour"
+    case $verb in
+        "") say "Database has been created and is available" ;;
+        fork) say "Database will become available after it completes forking" ;;
+        *) say "Follower will become available for read-only queries when up-to-date" ;;
+    esac
+    [[ -z $verb ]] || say "Use \`herd pg:wait\` to track status"
+    [[ -z $json ]] || jq -cn --arg i "$instance" --arg v "$variable" --arg p "$plan" --argjson r "$release" --arg verb "$verb" --arg s "$source" \
+        '{instance: $i, attachment: $v, plan: (if $p == "" then null else $p end), release: $r} + (if $verb == "" then {} else {($verb): $s} end)'
+}
+
+# What the platform gave must hold nothing: somebody's data must not be attached, let alone taken back
+must_be_new() {
+    ask_all "$1"
+    [[ $(info "$1" 'has("error")') == false ]] ||
+        die "$(info "$1" .error.exit)" "the new instance $1 does not answer: $(info "$1" .error.message)" "nothing is attached; mend it, then herd addons:attach $1"
+    case $(info "$1" '"\(.role) \(.fresh)"') in
+        "primary true" | "empty "*) ;;
+        *)
+            not_done
+            die 1 "the new instance $1 is not empty ($(info "$1" .role)); nothing was changed" "if it is what you want: herd addons:attach $1"
+            ;;
+    esac
+}
+
+take_back() {
+    not_done
+    platform destroy "$1" >/dev/null || warn "$1 is still there, attached to nothing"
+    die_of "$1"
+}
+
+# The URL of the source's attachment with the address of the instance
+url_like() {
+    local url ours theirs
+    url=$(attached_url "$1")
+    theirs=$(about '.databases[] | select(.name == $n) | .address' --arg n "$1")
+    ours=$(about '.databases[] | select(.name == $n) | .address' --arg n "$2")
+    [[ $url == *"$theirs"* ]] || die 1 "the URL of $(label "$1") does not hold its address $theirs" "see herd config"
+    printf %s "${url/"$theirs"/"$ours"}"
+}

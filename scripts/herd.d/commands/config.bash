@@ -1,0 +1,25 @@
+# shellcheck shell=bash disable=SC2016,SC2154
+# Usage: herd config [--shell] [--json]
+# Summary: the app's config variables
+#
+# Options:
+#   --shell   NAME=value, quoted for a shell
+#
+# Example:
+#   herd config --shell > .env
+
+command_config() {
+    local shell=""
+    [[ ${1:-} != --shell ]] || { shell=yes && shift; }
+    no_arguments "$@"
+    use_platform
+    platform config-list >"$work/config"
+    jq -e '.config | type == "object"' "$work/config" >/dev/null 2>&1 || misbehaved config-list "it answered no JSON with release and config"
+    if [[ -n $json ]]; then
+        jq -c --arg app "$app" '{app: $app, release, config}' "$work/config"
+    elif [[ -n $shell ]]; then
+        jq -r '.config | to_entries[] | "\(.key)=\(.value | @sh)"' "$work/config"
+    else
+        jq -r --arg app "$app" '"=== \($app) Config Vars", (.config | (keys | map(length) | max) as $w | to_entries[] | "\(.key):\(" " * ($w - (.key | length) + 1))\(.value)")' "$work/config"
+    fi
+}

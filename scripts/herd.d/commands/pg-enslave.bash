@@ -1,0 +1,10 @@
+# shellcheck shell=bash
+# Usage: herd pg:enslave DB --of DB [--dry-run] [--background] [--cascade] [--confirm APP] [--json]
+# Summary: the same as pg:follow, by its older name
+#
+# Example:
+#   herd pg:enslave db.1 --of db.0
+
+command_pg_enslave() {
+    direct_copy enslave "$@"
+}

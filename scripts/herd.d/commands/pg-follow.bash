@@ -1,0 +1,15 @@
+# shellcheck shell=bash
+# Usage: herd pg:follow DB --of DB [--dry-run] [--background] [--cascade] [--confirm APP] [--json]
+# Summary: make a database a follower of another
+#
+# The cheapest way that is correct: new connection settings where nothing is
+# missing, else a copy. A database that holds what the other has not wants the
+# app's name, typed or by --confirm.
+#
+# Examples:
+#   herd pg:follow AMBER --of DATABASE_URL
+#   herd pg:follow db.0 --of db.1 --dry-run
+
+command_pg_follow() {
+    direct_copy enslave "$@"
+}

@@ -1,0 +1,130 @@
+# shellcheck shell=bash disable=SC2154
+# Usage: herd pg:promote DB [--no-fence] [--confirm APP] [--json]
+# Summary: make a database the app's DATABASE_URL, after a failure or for good
+#
+# A follower ends following first and is waited for until it is writable; then
+# DATABASE_URL is set, the app's processes are restarted, and the other followers
+# are pointed to it, normally without copying anything. The old primary, if it can
+# still be reached, is stopped first so that no commit is lost and there are never
+# two; where only its machine answers, it is kept from starting again.
+#
+# Options:
+#   --no-fence      leave the old primary running, on its own; wants --confirm
+#   --confirm APP   although the old primary goes on, or commits may be lost
+#
+# For a planned change with the old primary becoming a follower: pg:switchover.
+#
+# Example:
+#   herd pg:promote GOLD
+
+command_pg_promote() {
+    local target="" argument fence=yes address="" old="" fate="" release others followers=() name asking="" failed=0
+    for argument; do
+        case $argument in
+            --no-fence) fence="" ;;
+            -*) usage_error "unknown option $argument" ;;
+            *)
+                [[ -z $target ]] || usage_error "promote wants one database"
+                target=$argument
+                ;;
+        esac
+    done
+    [[ -n $target ]] || usage_error "which database is to be promoted?"
+    use_platform
+    load_databases
+    resolve "$target" target
+
+    # Everybody is asked at once, but only the target's answer is waited for
+    mapfile -t others < <(about '.databases[].name | select(. != $t)' --arg t "$target")
+    if ((${#others[@]})); then
+        (answer_timeout=5 && ask_all "${others[@]}") &
+        asking=$!
+    fi
+    ask_all "$target"
+    must_answer "$target"
+    case $(info "$target" .role) in
+        primary) old=$(about '[.databases[] | select(.current) | .name] | first // empty') ;;
+        standby)
+            address=$(info "$target" '.following.primary // ""')
+            old=$(by_address "$address")
+            ;;
+        *) die 1 "$(label "$target") is $(info "$target" '.problem // .role'): it cannot be promoted" "herd pg:info tells more" ;;
+    esac
+    [[ $(info "$target" '.job.state // ""') != running ]] ||
+        die 1 "$(label "$target") is still being made: $(info "$target" .job.doing)" "herd pg:wait $target tells when it is done"
+    [[ $old != "$target" ]] || old=""
+
+    if [[ $(info "$target" .role) == standby ]]; then
+        say "Ending following on $(label "$target")..."
+        end_following
+    fi
+    doing "Promoting $(label "$target") to DATABASE_URL"
+    release=$(set_database_url "$target" "Promote $(label "$target")") || {
+        not_done
+        die 1 "$(label "$target") is writable, but DATABASE_URL is as it was" "mend that and run the same command again"
+    }
+    done_with "v$release"
+
+    [[ -z $asking ]] || wait "$asking" || true
+    find_followers "$address" "$target"
+    hand_over "$target" || failed=1
+    old_primary_text
+    if [[ -n $json ]]; then
+        jq -cs --arg t "$target" --argjson r "$release" --arg old "$old" --arg fate "$fate" \
+            '{promoted: $t, release: $r, old_primary: (if $old == "" then null else {instance: $old, state: $fate} end), followers: .}' "$work/followers"
+    fi
+    return "$failed"
+}
+
+# The target ends recovery; before that the old primary is stopped where that can be done. Sets $fate.
+end_following() {
+    local name system_id
+    name=$(info "$target" .instance)
+    system_id=$(info "$target" .system_id)
+    if [[ $(info "$target" .following.reachable) == true ]]; then
+        if [[ -z $fence ]]; then
+            confirm_app "there will be two primaries" "$(label "$target") will become writable while its primary at $address goes on:" \
+                "there will be two primaries, and what is written to one is not in the other."
+            fate=running
+            agent "$longest" "$target" promote --confirm "$name" </dev/null 2> >(steps_of "$target") >/dev/null || die_of "$target"
+            return
+        fi
+        [[ -n $old ]] || die 3 "the primary at $address is alive, and is no instance of $platform_name that could be stopped" \
+            "stop it yourself, or herd pg:promote $target --no-fence --confirm $app"
+        fate=fenced
+        blurb_of "$old" | agent "$longest" "$target" promote --fence 2> >(steps_of "$target") >/dev/null || die_of "$target"
+        return
+    fi
+
+    # The target does not reach it; perhaps we do
+    fate=unreachable
+    [[ -z $asking ]] || wait "$asking" || true
+    asking=""
+    if [[ -n $old && $(info "$old" 'has("error")') == false ]]; then
+        if [[ $(info "$old" .role) == primary ]]; then
+            confirm_app "$(label "$target") cannot reach its primary $old, which runs: commits that it has not received would be lost" \
+                "$(label "$target") cannot reach its primary $(label "$old"), but that one runs." \
+                "It will be stopped; commits that $(label "$target") has not received will be lost."
+        fi
+        if agent "$answer_timeout" "$old" fence --system-id "$system_id" --successor "$name" </dev/null >/dev/null 2>&1; then
+            fate=fenced
+        else
+            warn "$(label "$old") could not be kept from starting again: $(jq -r .message "$work/error.$old")"
+        fi
+    fi
+    agent "$longest" "$target" promote ${confirmed:+--confirm "$name"} </dev/null 2> >(steps_of "$target") >/dev/null || die_of "$target"
+}
+
+old_primary_text() {
+    local whom=${old:-$address}
+    [[ -n $whom ]] || return 0
+    [[ -z $old ]] || whom=$(label "$old")
+    case $fate in
+        fenced) say "The old primary $whom is stopped and stays down; herd pg:follow $old --of $target makes it a follower" ;;
+        unreachable)
+            warn "The old primary $whom could not be reached. See that it stays down: it would be a second primary."
+            warn "When its machine is back: herd pg:follow ${old:-DB} --of $target"
+            ;;
+        *) say "The old primary $whom goes on, on its own" ;;
+    esac
+}

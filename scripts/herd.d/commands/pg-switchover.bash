@@ -1,0 +1,98 @@
+# shellcheck shell=bash disable=SC2154
+# Usage: herd pg:switchover DB [--confirm APP] [--json]
+# Summary: exchange the roles of the primary and a follower, losing no commit
+#
+# For planned work. The primary is stopped cleanly, the follower replays all that
+# it wrote and becomes the primary, DATABASE_URL and the other followers point to
+# it, and the old primary comes back as its follower; normally nothing is copied.
+# If a step fails before the follower is writable, the old primary is started
+# again and everything is as it was. Interrupted later, it is completed by running
+# the same command again.
+#
+# A follower that is more than 64 MB behind is refused, as the app would have to
+# wait for it.
+#
+# Example:
+#   herd pg:switchover GOLD
+
+command_pg_switchover() {
+    local target="" argument address="" old="" release="" before follow_old="" followers=() others failed=0 behind begin
+    for argument; do
+        [[ $argument != -* ]] || usage_error "unknown option $argument"
+        [[ -z $target ]] || usage_error "switchover wants one database"
+        target=$argument
+    done
+    [[ -n $target ]] || usage_error "which follower becomes the primary?"
+    use_platform
+    load_databases
+    resolve "$target" target
+    mapfile -t others < <(about '.databases[].name')
+    ask_all "${others[@]}"
+    must_answer "$target"
+    case $(info "$target" .role) in
+        standby) check_pair ;;
+        primary)
+            # What an earlier run has not come to: the old primary is down, and says for whom
+            old=$(with_info | jq -r --arg id "$(info "$target" .system_id)" --arg t "$(info "$target" .instance)" \
+                '[.databases[] | select(.info.system_id == $id and (.info.problem // "" | startswith("fenced: \($t) was promoted"))) | .name][0] // empty')
+            [[ -n $old ]] || die 1 "$(label "$target") is a primary already, and no old primary waits to follow it" "herd pg:info shows all roles"
+            ;;
+        *) die 1 "$(label "$target") is $(info "$target" '.problem // .role'): it cannot become the primary" "herd pg:info tells more" ;;
+    esac
+
+    # The variable first, and no process restarted yet: of all steps this is the one that can fail for reasons of its own
+    before=$(about '.config.DATABASE_URL // ""')
+    begin=$SECONDS
+    if [[ $(about '.databases[] | select(.name == $t) | .current' --arg t "$target") != true ]]; then
+        release=$(set_database_url "$target" "Switch over to $(label "$target")")
+    fi
+    if [[ $(info "$target" .role) == standby ]]; then
+        say "Switching over from $(label "$old") to $(label "$target")..."
+        exchange
+    fi
+    say "$(label "$target") is the primary${release:+, v$release}"
+
+    find_followers "$address" "$target"
+    follow_old=yes
+    [[ " ${followers[*]-} " == *" $old "* ]] || followers+=("$old")
+    hand_over "$target" || failed=1
+    if [[ -n $json ]]; then
+        jq -cs --arg t "$target" --arg old "$old" --arg r "$release" --argjson s $((SECONDS - begin)) \
+            '{primary: $t, old_primary: $old, release: (if $r == "" then null else $r | tonumber end), seconds: $s, followers: .}' "$work/followers"
+    fi
+    return "$failed"
+}
+
+check_pair() {
+    address=$(info "$target" '.following.primary // ""')
+    old=$(by_address "$address")
+    [[ -n $old ]] || die 1 "$(label "$target") follows $address, which is no instance of the platform $platform_name" "herd pg:promote is for that"
+    must_answer "$old"
+    [[ $(info "$old" .role) == primary ]] ||
+        die 1 "$(label "$old"), which $(label "$target") follows, is not a running primary ($(info "$old" '.problem // .role'))" "after a failure: herd pg:promote $target"
+    [[ $(info "$target" .following.streaming) == true ]] ||
+        die 1 "$(label "$target") does not stream from $(label "$old")" "herd pg:info and its log tell why; then herd pg:follow $target --of $old"
+    behind=$(info "$target" '.following.lag.bytes // 0')
+    if ((behind > 64000000)); then
+        [[ $confirmed == "$app" ]] || die 3 "$(label "$target") is $(bytes_text "$behind") behind, and the app would have to wait for it" \
+            "herd pg:wait $target first, or --confirm $app"
+    fi
+}
+
+# Not to be interrupted by Ctrl-C: it takes about a second, and comes to one end or the other
+exchange() {
+    local release_back
+    trap '' INT TERM HUP
+    uninterruptible=yes
+    if ! blurb_of "$old" | agent "$longest" "$target" promote --fence 2> >(steps_of "$target") >/dev/null; then
+        release_back=$(printf %s "$before" | jq -cRs '{DATABASE_URL: .}' | config_set "Undo the switchover to $(label "$target")") ||
+            warn "DATABASE_URL could not be set back; do it: herd pg:promote $old"
+        agent "$answer_timeout" "$old" wait --timeout "$answer_timeout" </dev/null >/dev/null 2>&1 ||
+            warn "$(label "$old") does not answer; look at herd pg:info $old"
+        warn "$(label "$old") is the primary as before${release_back:+, v$release_back}"
+        die_of "$target"
+    fi
+    uninterruptible=""
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+}

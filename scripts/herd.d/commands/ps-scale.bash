@@ -1,0 +1,25 @@
+# shellcheck shell=bash disable=SC2154
+# Usage: herd ps:scale NAME=COUNT...
+# Summary: change how many processes of a type there are
+#
+# Databases are added by addons:add and removed by addons:remove.
+#
+# Example:
+#   herd ps:scale www=3
+
+command_ps_scale() {
+    local argument
+    (($#)) || usage_error "which processes? for example www=3"
+    for argument; do
+        [[ $argument =~ ^[A-Za-z0-9][A-Za-z0-9._-]*=[0-9]{1,4}$ ]] || usage_error "'$argument' is not NAME=COUNT"
+    done
+    use_platform
+    platform processes >"$work/processes"
+    for argument; do
+        cut -f 1 "$work/processes" | grep -qxF -- "${argument%%=*}" ||
+            die 2 "$app has no processes named ${argument%%=*}" "it has: $(cut -f 1 "$work/processes" | tr '\n' ' ')"
+    done
+    doing "Scaling ${*//=*/} processes"
+    platform scale "$@" >/dev/null
+    done_with "now running ${*#*=}"
+}

@@ -1,0 +1,147 @@
+# shellcheck shell=bash disable=SC2154
+# What every command needs: messages, help, questions, and the work directory.
+
+# Errors as JSON go there from within $(...) too
+exec 3>&1
+
+# die CODE MESSAGE [HINT]
+die() {
+    if [[ -n ${json:-} ]]; then
+        jq -cn --arg m "$2" --arg h "${3:-}" --argjson e "$1" \
+            '{error: {message: $m, hint: (if $h == "" then null else $h end), exit: $e}}' >&3
+    else
+        printf ' !    %s\n' "$2" >&2
+        [[ -z ${3:-} ]] || printf ' !    %s\n' "$3" >&2
+    fi
+    exit "$1"
+}
+
+usage_error() {
+    die 2 "$1" "${2:-herd ${command:-} --help}"
+}
+
+warn() {
+    printf ' !    %s\n' "$*" >&2
+}
+
+# Heroku's "Doing something... done, v7" in two halves; with --json only the answer is printed.
+doing() {
+    [[ -n $json ]] || printf '%s... ' "$1"
+}
+
+done_with() {
+    [[ -n $json ]] || printf 'done%s\n' "${1:+, $1}"
+}
+
+# What stands where "done" would have stood
+not_done() {
+    [[ -n $json ]] || printf 'failed\n'
+}
+
+say() {
+    [[ -n $json ]] || printf '%s\n' "$*"
+}
+
+# A whole second word for an option
+option_value() {
+    (($# > 1)) && [[ -n $2 ]] || usage_error "$1 wants a value"
+    printf '%s\n' "$2"
+}
+
+need() {
+    local name
+    for name; do
+        type -P "$name" >/dev/null || die 1 "the program $name is missing" "install it, for example: apt-get install $name"
+    done
+}
+
+# The comment block at the top of a file is its help.
+show_help() {
+    awk '/^#!|^# shellcheck|^# Summary:/ { next } /^#/ { sub(/^# ?/, ""); print; next } { exit }' "$1"
+}
+
+show_main_help() {
+    local line file name
+    show_help "$program_file" | while IFS= read -r line; do
+        if [[ $line != *@COMMANDS@* ]]; then
+            printf '%s\n' "$line"
+            continue
+        fi
+        for file in "$library"/commands/*.bash; do
+            name=${file##*/}
+            name=${name%.bash}
+            printf '  %-22s %s\n' "${name//-/:}" "$(sed -n 's/^# Summary: //p' "$file")"
+        done
+        printf '\n'
+    done
+}
+
+commands() {
+    local file
+    for file in "$library"/commands/*.bash; do
+        file=${file##*/}
+        file=${file%.bash}
+        printf '%s\n' "${file//-/:}"
+    done
+}
+
+# Commands that begin alike, or the way to all of them
+suggestion() {
+    local near
+    near=$(commands | grep -- "^${1%%:*}" | tr '\n' ' ' || true)
+    if [[ $1 =~ ^[a-z:]+$ && -n $near ]]; then
+        printf 'there is: %s' "$near"
+    else
+        printf 'herd --help shows them all'
+    fi
+}
+
+version() {
+    printf 'herd of pgmahout %s\n' "$(sed -n '/^\[package\]/,/^\[/s/^version = "\(.*\)"/\1/p' "$scripts/../Cargo.toml")"
+}
+
+# For the answers of instances that are asked in parallel; some hold passwords.
+make_work_directory() {
+    umask 077
+    work=$(mktemp -d "${TMPDIR:-/tmp}/herd.XXXXXX")
+    trap clean_up EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+}
+
+# Whatever still runs for us, and what it wrote.
+clean_up() {
+    local status=$? pids
+    trap '' INT TERM HUP
+    mapfile -t pids < <(jobs -p)
+    ((${#pids[@]} == 0)) || kill "${pids[@]}" 2>/dev/null || true
+    rm -rf -- "$work"
+    exit "$status"
+}
+
+# Heroku's typed confirmation: --confirm APP, or the app's name on a terminal. The lines before it say why.
+confirm_app() {
+    local line answer=""
+    [[ $confirmed == "$app" ]] && return
+    [[ -z $confirmed ]] || die 3 "--confirm $confirmed does not match the app $app; nothing was done"
+    if [[ -n $json || ! -t 0 ]]; then
+        for line; do [[ -n $json ]] || warn "$line"; done
+        die 3 "nothing was done: $1" "To proceed, re-run this command with --confirm $app"
+    fi
+    for line; do warn "$line"; done
+    warn "To proceed, type \"$app\" or re-run this command with --confirm $app"
+    printf '\n> ' >&2
+    read -r -t "${HERD_CONFIRM_TIMEOUT:-3600}" answer || answer=""
+    [[ $answer == "$app" ]] || die 3 "Confirmation did not match $app. Aborted; nothing was done"
+}
+
+# no_arguments "$@": of a command that takes none
+no_arguments() {
+    (($# == 0)) || usage_error "unknown argument $1"
+}
+
+# "90 s ago" style is for machines to make; this is 1.2 GB
+bytes_text() {
+    awk -v b="$1" 'BEGIN { split("B kB MB GB TB PB", u); i = 1; while (b >= 999.5 && i < 6) { b /= 1000; i++ }
+        if (i == 1) printf "%d B", b; else printf "%.1f %s", b, u[i] }'
+}

@@ -1,0 +1,181 @@
+# shellcheck shell=bash disable=SC2016,SC2154
+# The app's databases: what the platform and the config variables say of them, their names, and what they say of
+# themselves. An attachment is the variable HEROKU_POSTGRESQL_<COLOUR>_URL; it belongs to the instance at whose
+# address its URL points, and so does DATABASE_URL.
+
+# One JSON for all of it in $databases:
+#   {app, release, config, databases: [{name, state, address, attachments: [COLOUR…], current}], strays: [NAME…]}
+load_databases() {
+    local config instances
+    config=$(platform config-list)
+    jq -e '(.release | type == "number" or . == null) and (.config | type == "object" and all(.[]; type == "string"))' \
+        <<<"$config" >/dev/null 2>&1 || misbehaved config-list "it answered no JSON with release and config"
+    instances=$(platform instances)
+    if [[ -n $instances ]] && grep -qvP '^[A-Za-z0-9][A-Za-z0-9._-]*\t(running|stopped|degraded|unknown)\t[^\t ]+:[0-9]+$' <<<"$instances"; then
+        misbehaved instances "it answered a line that is not NAME, STATE and HOST:PORT"
+    fi
+    databases=$(jq -c -L "$library" --arg app "$app" --arg instances "$instances" 'include "herd"; databases($app; $instances)' <<<"$config")
+}
+
+# about FILTER [JQ-OPTION...]: of $databases
+about() {
+    jq -r -L "$library" "${@:2}" "include \"herd\"; $1" <<<"$databases"
+}
+
+# The instance that NAME means into the variable $2 (default: instance); the default NAME is DATABASE_URL.
+resolve() {
+    local wanted=${1:-DATABASE_URL} found
+    found=$(about 'resolve($w)' --arg w "$wanted")
+    case $found in
+        "")
+            if [[ ${wanted^^} == DATABASE_URL ]]; then
+                die 2 "$app has no DATABASE_URL" "name a database, or add one: herd addons:add heroku-postgresql:ronin"
+            fi
+            die 2 "$app has no database $wanted" "it has: $(about '[.databases[] | names] | flatten | join(", ") | if . == "" then "none; see herd addons:add --help" else . end')"
+            ;;
+        "!"*) die 1 "${found#!} of $app points to no instance that the platform knows" "see herd config, and the platform's list: $platform_directory/instances" ;;
+    esac
+    printf -v "${2:-instance}" %s "$found"
+}
+
+# label INSTANCE: HEROKU_POSTGRESQL_AMBER_URL, or the instance's own name
+label() {
+    about '.databases[] | select(.name == $n) | label' --arg n "$1"
+}
+
+# Every attached instance, or all where none is
+attached() {
+    about '[.databases[] | select(.attachments != [] or .current)] | .[].name'
+}
+
+# ask_all INSTANCE...: `pgmahout info` of all at once; their answers in $work/info.NAME, with an error in its place
+# {"error": {message, hint, exit}} for those that gave none.
+ask_all() {
+    local name pids=() pid
+    for name; do
+        (ask "$name" info >"$work/info.$name" || jq -c '{error: .}' "$work/error.$name" >"$work/info.$name") &
+        pids+=($!)
+    done
+    for pid in ${pids[@]+"${pids[@]}"}; do wait "$pid" || true; done
+}
+
+# All of them in one JSON for herd.jq: $databases with .info in each that was asked
+with_info() {
+    local name
+    # Never as an argument: the config holds passwords
+    for name in $(about '.databases[].name'); do
+        [[ ! -s $work/info.$name ]] || jq -c --arg n "$name" '{($n): .}' "$work/info.$name"
+    done | jq -cs --slurpfile d <(printf %s "$databases") 'add // {} | . as $infos | $d[0] | .databases |= map(. + {info: $infos[.name]})'
+}
+
+# info INSTANCE FILTER: of its answer
+info() {
+    jq -r "$2" "$work/info.$1"
+}
+
+# Ends when it could not be asked
+must_answer() {
+    [[ $(info "$1" 'has("error")') == false ]] ||
+        die "$(info "$1" .error.exit)" "$(label "$1"): $(info "$1" .error.message)" "$(info "$1" '.error.hint // ""')"
+}
+
+# blurb_of INSTANCE: with the password that it has now, as the others may know an older one
+blurb_of() {
+    local blurb address credentials
+    blurb=$(platform blurb "$1")
+    [[ $blurb == *ssh://* ]] || misbehaved blurb "it answered no blurb with an ssh:// URL"
+    address=$(about '.databases[] | select(.name == $n) | .address' --arg n "$1")
+    if [[ $blurb =~ (tcp|pgsql|postgres|postgresql)://"$address" ]]; then
+        # The server may be down: then the agent has nothing newer to say
+        if credentials=$(ask "$1" credentials); then
+            credentials=$(jq -r '"pgsql://\(.user | @uri):\(.password | @uri)@"' <<<"$credentials")
+            blurb=${blurb//"${BASH_REMATCH[0]}"/"$credentials$address"}
+        fi
+    fi
+    printf '%s\n' "$blurb"
+}
+
+# url_of INSTANCE: what the app connects with
+url_of() {
+    local url address credentials
+    url=$(platform url "$1")
+    if [[ -z $url ]]; then
+        address=$(about '.databases[] | select(.name == $n) | .address' --arg n "$1")
+        credentials=$(ask "$1" credentials) || die_of "$1"
+        url=$(jq -r --arg a "$address" '"postgres://\(.user | @uri):\(.password | @uri)@\($a)/\(.database | @uri)"' <<<"$credentials")
+    fi
+    printf '%s\n' "$url"
+}
+
+# attached_url INSTANCE: its attachment's, else url_of
+attached_url() {
+    local url
+    url=$(about '. as $all | .databases[] | select(.name == $n) | .attachments[0] // empty | $all.config["HEROKU_POSTGRESQL_\(.)_URL"]' --arg n "$1")
+    if [[ -n $url ]]; then printf '%s\n' "$url"; else url_of "$1"; fi
+}
+
+# by_address HOST:PORT: the instance there, or nothing
+by_address() {
+    about '[.databases[] | select(.address == $a) | .name] | first // empty' --arg a "$1"
+}
+
+# follow TARGET SOURCE [OPTION...]: makes it a standby; its report on stdout
+follow() {
+    local target=$1 source=$2
+    shift 2
+    blurb_of "$source" | agent "$longest" "$target" enslave "$@"
+}
+
+# A report of enslave for a person
+followed_text() {
+    jq -r -L "$library" 'include "herd"; followed_text'
+}
+
+# in_parallel FUNCTION INSTANCE...: for each in a process of its own; its stdout goes to $work/out.INSTANCE and its
+# status to $work/status.INSTANCE. Fails when one of them did.
+in_parallel() {
+    local function=$1 name pids=() pid failed=0 status i
+    shift
+    for name; do
+        ("$function" "$name" >"$work/out.$name") &
+        pids+=($!)
+    done
+    i=0
+    for name; do
+        status=0
+        wait "${pids[i]}" || status=$?
+        printf '%s\n' "$status" >"$work/status.$name"
+        ((status == 0)) || failed=1
+        i=$((i + 1))
+    done
+    return "$failed"
+}
+
+must_not_be_current() {
+    [[ $(about '.databases[] | select(.name == $n) | .current' --arg n "$1") == false ]] ||
+        die 1 "$(label "$1") is the DATABASE_URL of $app" "promote another one first: herd pg:promote DB; or herd config:unset DATABASE_URL"
+}
+
+# shown_by_agent VERB [DB] [ARGUMENT...]: what the agent there shows, as it is
+shown_by_agent() {
+    local verb=$1 wanted="" instance status=0 words
+    shift
+    if [[ -n ${1:-} && $1 != -* && ! $1 =~ ^[0-9]+$ ]]; then
+        wanted=$1
+        shift
+    fi
+    use_platform
+    load_databases
+    resolve "$wanted"
+    printf -v words '%q ' pgmahout ${json:+--json} "$verb" "$@"
+    call_platform "$platform_timeout" run "$instance" "${words% }" </dev/null 2>"$work/stderr.$instance" || status=$?
+    case $status in
+        0) sed '/^$/d' "$work/stderr.$instance" >&2 ;;
+        124 | 127 | 137 | 255) die "$(agent_error "$instance" "$status" "$platform_timeout" "" | tee "$work/error.$instance" | jq .exit)" "$(jq -r .message "$work/error.$instance")" "$(jq -r '.hint // ""' "$work/error.$instance")" ;;
+        # It has said why, in its own words
+        *)
+            sed -e 's/^pgmahout: / !    /' -e 's/^hint: / !    /' "$work/stderr.$instance" >&2
+            exit "$status"
+            ;;
+    esac
+}

@@ -1,0 +1,99 @@
+# Pure facts about an app's databases: names, attachments, texts.
+
+# "host:port" of a URL, as the platform writes addresses
+def address:
+    [capture("^[a-z]+://(?:[^@/]*@)?(?<h>\\[[^]]*\\]|[^:/?#]+)(?::(?<p>[0-9]+))?")][0] as $m
+    | if $m then "\($m.h):\($m.p // "5432")" else null end;
+
+def colour: [capture("^HEROKU_POSTGRESQL_(?<c>[A-Z][A-Z0-9_]*?)_URL$").c][0];
+
+# config-list's answer and the lines of `instances`
+def databases($app; $instances):
+    . as $all
+    | [.config | to_entries[] | {colour: (.key | colour), address: (.value | address), name: .key}
+       | select(.colour or .name == "DATABASE_URL")] as $urls
+    | [$instances | split("\n")[] | select(. != "") | split("\t")
+       | {name: .[0], state: .[1], address: .[2]}
+       | .address as $a
+       | . + {attachments: [$urls[] | select(.colour and .address == $a) | .colour],
+              current: ([$urls[] | select(.name == "DATABASE_URL" and .address == $a)] != [])}] as $databases
+    | {app: $app, release: .release, config: .config, databases: $databases,
+       strays: [$urls[] | select(.address as $a | [$databases[] | select(.address == $a)] == []) | .name]};
+
+# What a database may be called
+def names: [.attachments[] | "HEROKU_POSTGRESQL_\(.)_URL"] + [.name];
+def label: names[0];
+def title: if .current then "\(label) (DATABASE_URL)" else label end;
+
+# The instance that a name means; "!VARIABLE" when it is a variable that points nowhere; nothing when there is none
+def resolve($wanted):
+    ($wanted | ascii_upcase) as $w
+    | ($w | ltrimstr("HEROKU_POSTGRESQL_") | if . == "DATABASE_URL" then . else sub("_URL$"; "") end) as $c
+    | [.databases[]
+       | select((.name | ascii_upcase) == $w
+                or ($w == "DATABASE_URL" and .current)
+                or ([.attachments[] | select(. == $c)] != []))
+       | .name][0]
+      // ([.strays[] | select(. == $w or . == "HEROKU_POSTGRESQL_\($c)_URL")][0] // empty | "!" + .);
+
+def bytes:
+    def unit($u): if length == 0 then . else . end;
+    if . == null then "unknown"
+    elif . < 1000 then "\(.) B"
+    else . as $b | [["kB", 1e3], ["MB", 1e6], ["GB", 1e9], ["TB", 1e12]]
+        | map(select($b < .[1] * 1000)) | (.[0] // ["TB", 1e12]) as [$u, $n]
+        | ($b / $n * 10 | round) as $tenths | "\($tenths / 10 | floor).\($tenths % 10) \($u)" end;
+
+def seconds:
+    if . == null then "unknown"
+    elif . < 120 then "\(. * 10 | round / 10) s"
+    elif . < 7200 then "\(. / 60 | round) min"
+    else "\(. / 3600 * 10 | round / 10) h" end;
+
+def lag:
+    if .bytes == null then "unknown"
+    elif .bytes == 0 then "nothing"
+    else "\(.bytes | bytes)" + (if .seconds then " (\(.seconds | seconds))" else "" end) end;
+
+def followed_text:
+    if .already then "followed it already, \(.lag | lag) behind"
+    else (if .copied then "\(.copied.bytes | bytes) copied" else "no data moved" end) + ", \(.seconds | seconds)" end;
+
+# What pg:info says of one database: [[name, value]…]. $all: the databases with their .info.
+def facts($all):
+    . as $d | (.info // {}) as $i
+    | def by_address($a): [$all[] | select(.address == $a) | title][0] // $a;
+      def by_name($n): [$all[] | select(.name == $n or .info.instance == $n) | title][0] // $n;
+      [ ["Plan", ($i.plan // empty | if . == "" then empty else (.[0:1] | ascii_upcase) + .[1:] end)],
+        ["Status",
+         (if $i.error then "unavailable: \($i.error.message)"
+          elif $i == {} then "unknown"
+          elif $i.job and $i.job.state == "running" then "preparing (\($i.job.verb) of \($i.job.source): \($i.job.doing))"
+          elif $i.job then "\($i.job.verb) of \($i.job.source) \($i.job.state)\(if $i.job.error then ": \($i.job.error.message)" else "; run it again" end)"
+          elif $i.problem then "\($i.role): \($i.problem)"
+          elif $i.role == "primary" then "available"
+          elif $i.role == "standby" then (if $i.following.streaming then "following" else "following, but not streaming" end)
+          else $i.role end)],
+        ["Role", ($i.role // empty)],
+        ["Data Size", ($i.size_bytes // empty | bytes)],
+        ["PG Version", ($i.version // empty)],
+        ["Connections", ($i.connections // empty | "\(.used) of \(.limit)")],
+        ["Fork/Follow", (if $i == {} or $i.error or $i.job then empty elif $i.no_follow then "unavailable: \($i.no_follow)" else "available" end)],
+        ["Following", ($i.following // empty | by_address(.primary))],
+        ["Behind By", ($i.following // empty | .lag | lag)],
+        ["Followers", ($i.followers // [] | select(. != []) | map(by_name(.name)
+            + (if (.lag_bytes // 0) > 0 then " (\(.lag_bytes | bytes) behind)" else "" end)) | join(", "))],
+        ["Slots", ($i.slots // [] | map(select(.active | not)) | select(. != [])
+            | map("\(.name) is not in use and retains \(.retained_bytes | bytes)") | join(", "))],
+        ["Created", ($i.created // empty | strftime("%Y-%m-%d %H:%M UTC"))],
+        ["Instance", "\($d.name) at \($d.address)"] ];
+
+def info_text:
+    .databases as $all
+    | [.databases[] | select(.info) | "=== \(title)\n" + ([facts($all)[] | "\(.[0] + ":" | . + " " * (13 - length))\(.[1])"] | join("\n"))]
+    | join("\n\n");
+
+# pg:info --json
+def info_json:
+    {app, databases: [.databases[] | select(.info)
+        | {name, state, address, attachments: [.attachments[] | "HEROKU_POSTGRESQL_\(.)_URL"], current} + (.info | {info: .} | if .info.error then {error: .info.error} else . end)]};
