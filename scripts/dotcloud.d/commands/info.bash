@@ -69,7 +69,7 @@ command_info() {
             "type:            \(.services[$s].spec.type)",
             "instances:       \(numbers($s) | length)",
             "reserved memory: N/A",
-            ((instance($s; numbers($s)[0]).config) as $config
+            ((.services[$s] | config) as $config
              | if $config == {} then "config:          N/A"
                else "config:", ($config | to_entries[] | "  \(.key): \(.value | text)") end),
             ([numbers($s)[] as $n | $app | port_list($s; $n; $a)[] | select(.kind == "http") | .url] as $urls
