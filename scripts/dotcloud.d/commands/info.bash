@@ -78,7 +78,7 @@ command_info() {
         def summary: . as $app
             | {application: .name, created_at, release, revision,
                services: (.services | with_entries(.key as $s | .value |=
-                ({config: config, instances: ($app | [numbers($s)[] as $n | {"\($s).\($n)":
+                ({config: config, ports: (.spec.ports // {}), instances: ($app | [numbers($s)[] as $n | {"\($s).\($n)":
                     {state: $states["\($s).\($n)"], ports: ($app | [port_list($s; $n; $a)[] | {name, url}])}}] | add // {}), type: .spec.type})))};'
     # A sole instance is what its service is
     if [[ -n $target ]]; then
