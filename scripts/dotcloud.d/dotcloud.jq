@@ -22,6 +22,11 @@ def port_list($service; $number; $account):
        | {name: .key, kind: .value, port: $ports[.key],
           url: url($account; .value; $ports[.key])}];
 
+# Another release and its line in the history, which keeps the last 100.
+def new_release($what):
+    .release += 1
+    | .releases = ((.releases // []) + [{release, at: (now | todate), what: ($what | gsub("[[:cntrl:]]+"; " "))}])[-100:];
+
 def numbers($service): .services[$service].instances // {} | keys | sort_by(tonumber);
 
 # What an instance learns about the application: its environment.json.

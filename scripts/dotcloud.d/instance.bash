@@ -387,14 +387,16 @@ deploy_instance() {
         die "cannot copy the build to $instance: ${log%%$'\n'*}"
 }
 
-# add_instances SERVICE COUNT: writes them into the state with their ports. They
-# count as half made until start_new_instances is through with them.
+# add_instances SERVICE COUNT: until there are that many; writes them into the
+# state with their ports. They have the lowest free numbers, and count as half
+# made until start_new_instances is through with them.
 add_instances() {
     local service=$1 number
-    for ((number = $(query '.services[$s].instances | length' --arg s "$service"); number < $2; number++)); do
+    while read -r number; do
         half_made+=" $service.$number"
         update '.services[$s].instances[$n] = {created_at: now, ports: {}}' --arg s "$service" --arg n "$number"
-    done
+    done < <(query 'numbers($s) as $there | [range(0; $count) | tostring] - $there | .[:[$count - ($there | length), 0] | max][]' \
+        --arg s "$service" --argjson count "$2")
     allocate_ports
 }
 

@@ -96,19 +96,19 @@ parse_instance() {
         die "no such service or instance: $1; see dotcloud info"
 }
 
-# The instances that [SERVICE[.N]] means, into the array $chosen.
+# The instances that [SERVICE[.N]...] means, into the array $chosen.
 choose_instances() {
-    local service number
+    local service number target
     if [[ -z ${1:-} ]]; then
         mapfile -t chosen < <(instances)
         return
     fi
-    parse_instance "$1"
-    if [[ -n $number ]]; then
-        chosen=("$1")
-    else
-        mapfile -t chosen < <(instances "$service")
-    fi
+    for target; do parse_instance "$target"; done
+    mapfile -t chosen < <(
+        for target; do
+            if [[ $target == *.* ]]; then printf '%s\n' "$target"; else instances "$target"; fi
+        done | awk '!seen[$0]++'
+    )
 }
 
 # Ports that somebody listens on now, on whatever address.

@@ -199,6 +199,45 @@ END
     refused 2 "unknown action 'sett'" dotcloud env sett
 }
 
+@test "env: entries come on stdin, and without a restart nothing is restarted" {
+    before=$(dotcloud info --json | jq .release)
+    pids=$(dotcloud ps --json | jq -c '[.[].detail | split(",")[0]]')
+    value=$'two\nlines "quoted" \'and\' é = $HOME'
+    printf 'TOKEN=%s\0OTHER=\0' "$value" | dotcloud env set --stdin --no-restart
+    [ "$(dotcloud env list --json | jq -r .env.TOKEN)" = "$value" ]
+    [ "$(dotcloud run www 'jq -r .TOKEN environment.json')" = "$value" ]
+    [ "$(dotcloud ps --json | jq -c '[.[].detail | split(",")[0]]')" = "$pids" ]
+    [ -z "$(served TOKEN)" ]
+    dotcloud restart www
+    [ "$(served TOKEN)" = "$value" ]
+    dotcloud env unset --no-restart --reason $'tidied\nup' TOKEN OTHER
+    [ "$(served TOKEN)" = "$value" ]
+    dotcloud restart
+    [ -z "$(served TOKEN)" ]
+    [ "$(dotcloud releases --json | jq -c '[.[:2][] | [.release, .what]]')" = "[[$((before + 2)),\"tidied up\"],[$((before + 1)),\"Set TOKEN, OTHER\"]]" ]
+    # A half-read input sets nothing
+    printf 'A=1\0B=2' >"$BATS_TEST_TMPDIR/cut"
+    cut_off() { dotcloud env set --stdin <"$BATS_TEST_TMPDIR/cut"; }
+    refused 2 "the input ends within 'B'" cut_off
+    refused 2 "env set wants NAME=VALUE" dotcloud env set --stdin </dev/null
+    refused 2 "takes no entries as arguments" dotcloud env set --stdin A=1 </dev/null
+    refused 2 "unknown option --fast" dotcloud env set --fast A=1
+    [ "$(dotcloud env list --json | jq -c '[.release, .env]')" = "[$((before + 2)),{}]" ]
+}
+
+@test "releases: every change, newest first" {
+    dotcloud releases --json | jq -e 'map(.release) == [range(length; 0; -1)] and (map(.at) | all(test("^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z$")))'
+    dotcloud releases --json | jq -e '[.[-3:][].what] | .[2] == "Push \(.[2] | ltrimstr("Push "))" and (.[2] | test("^Push rsync-[0-9]+$")) and .[:2] == ["Unset GREETING, EMPTY", "Set GREETING, EMPTY"]'
+    dotcloud releases | tail -n 1 | grep -qE '^1  [0-9TZ:-]+  Push rsync-[0-9]+$'
+    # The history has an end
+    file=$DOTCLOUD_HOME/apps/shop/app.json
+    cp -p "$file" "$BATS_TEST_TMPDIR/app.json"
+    jq '.releases = [range(1; 101) | {release: ., at: "2026-01-01T00:00:00Z", what: "x"}] | .release = 100' "$BATS_TEST_TMPDIR/app.json" >"$file"
+    dotcloud env set --no-restart N=1
+    [ "$(dotcloud releases --json | jq -c '[length, .[0].release, .[-1].release]')" = "[100,101,2]" ]
+    cp -p "$BATS_TEST_TMPDIR/app.json" "$file"
+}
+
 @test "a failed build leaves what runs alone" {
     before=$(dotcloud ps --json | jq -c '[.[].detail | split(",")[0]]')
     run env FIXTURE_FAIL=yes bash -c 'cd "$scene/here" && "$checkout/scripts/dotcloud" push "$scene/www"'
@@ -230,12 +269,42 @@ END
     [ "$(dotcloud run www.1 cat kept)" = "$(dotcloud run www.0 cat kept)" ]
     refused 1 "This destroys www.1 of shop with all data. Nothing was done; say --yes" dotcloud scale www=1
     [ "$(dotcloud run www.1 echo there)" = there ]
-    refused 1 "only the highest instance can be destroyed: www.1" dotcloud destroy www.0 --yes
     dotcloud scale www=1 --yes
     [ ! -e "$DOTCLOUD_HOME/apps/shop/www.1" ]
     [ "$(dotcloud run www.0 jq -r .DOTCLOUD_WWW_SSH_PORT_1 environment.json)" = null ]
     refused 2 "www=0: a service has 1 to 50" dotcloud scale www=0
     refused 1 "no such service or instance: nosuch" dotcloud scale nosuch=2
+    refused 2 "www=51: a service has 1 to 50" dotcloud scale www=+50
+}
+
+@test "an instance in the middle can go: the others keep their numbers, and its number is the next to be given" {
+    there() { dotcloud info www --json | jq -r '.instances | keys | map(split(".")[2]) | join(" ")'; }
+    dotcloud scale www=3
+    pids=$(dotcloud ps --json | jq -c '[.[] | select(.instance != "www.1") | .detail | split(",")[0]]')
+    ports=$(port www.2 http)
+    dotcloud destroy www.1 --yes
+    [ "$(there)" = "0 2" ]
+    [ "$(dotcloud ps --json | jq -c '[.[].detail | split(",")[0]]')" = "$pids" ]
+    [ "$(dotcloud run www.0 'jq -r "[.DOTCLOUD_WWW_SSH_PORT_1, .DOTCLOUD_WWW_HTTP_PORT_2] | join(\" \")" environment.json')" = " $ports" ]
+    refused 1 "no such service or instance: www.1" dotcloud run www.1 true
+    # A push makes none that was not asked for, and deploys to those that there are
+    dotcloud push "$scene/www"
+    [ "$(there)" = "0 2" ]
+    dotcloud scale www=2
+    [ "$(there)" = "0 2" ]
+    run dotcloud scale www=+1
+    [[ $output == *"--> making www.1"* ]]
+    [ "$(there)" = "0 1 2" ]
+    [ "$(port www.2 http)" = "$ports" ]
+    dotcloud destroy www.0 --yes
+    [ "$(dotcloud run www 'echo $DOTCLOUD_SERVICE_ID')" = 1 ]
+    dotcloud scale www=3
+    [ "$(there)" = "0 1 2" ]
+    dotcloud destroy www.1 --yes
+    refused 1 "This destroys www.2 of shop" dotcloud scale www=1
+    dotcloud scale www=1 --yes
+    [ "$(there)" = 0 ]
+    dotcloud run www.0 'echo mine >own'
 }
 
 @test "ps, restart, logs and list" {
@@ -280,7 +349,7 @@ END
     mapfile -t pids < <(pids_below "$DOTCLOUD_HOME/apps/shop/www.0")
     ((${#pids[@]} >= 4))
     kill -KILL "${pids[@]}"
-    eventually refused 1 "www.0 does not run; start it with dotcloud up" dotcloud run www true
+    eventually refused 255 "www.0 does not run; start it with dotcloud up" dotcloud run www true
     # This instance's alone: other tests have theirs beside it
     app_directory=$DOTCLOUD_HOME/apps/shop
     rm "$(run_directory www.0)/supervisor.sock"
@@ -288,6 +357,19 @@ END
     dotcloud up
     served X >/dev/null
     [ "$(dotcloud run www cat own)" = mine ]
+    # Only what is named
+    dotcloud scale www=2
+    dotcloud down www.1
+    states() { dotcloud info www --json | jq -r '[.instances[].state] | join(" ")'; }
+    [ "$(states)" = "running stopped" ]
+    refused 1 "no such service or instance: www.7" dotcloud up www.7
+    dotcloud up www.1
+    [ "$(states)" = "running running" ]
+    dotcloud down www
+    [ "$(states)" = "stopped stopped" ]
+    dotcloud up www.0
+    [ "$(states)" = "running stopped" ]
+    dotcloud scale www=1 --yes
     dotcloud down
     [ -z "$(pids_below "$DOTCLOUD_HOME/apps/shop/www.0")" ]
     dotcloud ps --json | jq -e 'length == 3 and all(.state == "STOPPED")'

@@ -2,15 +2,14 @@
 # Usage: dotcloud destroy [SERVICE[.N]] [--yes]
 # Summary: end an application, a service or an instance, with all data
 #
-# Of a service with several instances only the highest can be destroyed, as the
-# others would change their numbers.
+# The other instances of a service keep their numbers.
 #
 # Examples:
 #   dotcloud destroy db.1 --yes
 #   dotcloud -A shop destroy --yes
 
 command_destroy() {
-    local yes=0 argument target="" service number instance last chosen
+    local yes=0 argument target="" service number instance chosen
     for argument; do
         case $argument in
             -y | --yes | -f | --force) yes=1 ;;
@@ -30,9 +29,6 @@ command_destroy() {
         confirm "This destroys the application $app with all data." "$yes"
     else
         parse_instance "$target"
-        last=$(query 'numbers($s)[-1] // ""' --arg s "$service")
-        [[ -z $number || $number == "$last" ]] ||
-            die "only the highest instance can be destroyed: $service.$last; move its role first"
         confirm "This destroys $target of $app with all data." "$yes"
     fi
     for instance in ${chosen[@]+"${chosen[@]}"}; do

@@ -1,12 +1,14 @@
 # shellcheck shell=bash disable=SC2016,SC2154
-# Usage: dotcloud down [--all]
-# Summary: stop everything, keep all data
+# Usage: dotcloud down [SERVICE[.N]... | --all]
+# Summary: stop instances, keep all data
 #
-# Without a chosen application (-A, or .dotcloud/config here), or with --all, it
-# does so for all applications. `dotcloud up` starts them again.
+# Only the named services and instances, or all of the application. Without a
+# chosen application (-A, or .dotcloud/config here), or with --all, it does so
+# for all applications. `dotcloud up` starts them again.
 #
-# Example:
+# Examples:
 #   dotcloud down
+#   dotcloud down www db.1
 
 # shellcheck source=scripts/dotcloud.d/commands/up.bash
 source "$library/commands/up.bash"
@@ -18,9 +20,10 @@ command_down() {
 }
 
 down_app() {
-    local instance
-    while read -r instance <&3; do
+    local instance chosen
+    choose_instances "$@"
+    for instance in ${chosen[@]+"${chosen[@]}"}; do
         say "$app: stopping $instance"
         stop_instance "$instance" "$stop_timeout"
-    done 3< <(instances)
+    done
 }

@@ -69,7 +69,7 @@ command_info() {
             "type:            \(.services[$s].spec.type)",
             "instances:       \(numbers($s) | length)",
             "reserved memory: N/A",
-            ((instance($s; numbers($s)[0]).config) as $config
+            ((.services[$s] | config) as $config
              | if $config == {} then "config:          N/A"
                else "config:", ($config | to_entries[] | "  \(.key): \(.value | text)") end),
             ([numbers($s)[] as $n | $app | port_list($s; $n; $a)[] | select(.kind == "http") | .url] as $urls
@@ -78,7 +78,7 @@ command_info() {
         def summary: . as $app
             | {application: .name, created_at, release, revision,
                services: (.services | with_entries(.key as $s | .value |=
-                ({config: config, instances: ($app | [numbers($s)[] as $n | {"\($s).\($n)":
+                ({config: config, ports: (.spec.ports // {}), instances: ($app | [numbers($s)[] as $n | {"\($s).\($n)":
                     {state: $states["\($s).\($n)"], ports: ($app | [port_list($s; $n; $a)[] | {name, url}])}}] | add // {}), type: .spec.type})))};'
     # A sole instance is what its service is
     if [[ -n $target ]]; then

@@ -54,7 +54,7 @@ command_push() {
         accept_build "$service"
     done
 
-    update '.release += 1 | .revision = "rsync-\(now * 1000 | floor)"
+    update '.revision = "rsync-\(now * 1000 | floor)" | new_release("Push \(.revision)")
         | reduce ($spec[0] | to_entries[]) as {$key, $value} (.; .services[$key].spec = $value)
         | .services |= map_values(.instances //= {})' --slurpfile spec <(printf %s "$spec")
     local existing=()

@@ -1,22 +1,37 @@
 # shellcheck shell=bash disable=SC2016,SC2154
-# Usage: dotcloud restart [SERVICE[.N]]
+# Usage: dotcloud restart [SERVICE[.N]...]
 # Summary: restart the processes of instances
 #
-# An instance that is down is started.
+# An instance that is down is started. The instances of a service are restarted
+# one after the other, the services side by side.
 #
-# Example:
+# Examples:
 #   dotcloud restart www
+#   dotcloud restart www worker
 
 command_restart() {
-    local chosen instance
-    [[ ${1:-} != -* ]] || usage_error "unknown option $1; see dotcloud restart --help"
-    (($# <= 1)) || usage_error "restart wants one service or instance; see dotcloud restart --help"
+    local argument chosen service job jobs=() failed=0
+    for argument; do
+        [[ $argument != -* ]] || usage_error "unknown option $argument; see dotcloud restart --help"
+    done
     need_everything
     use_app
     need_account
     lock_app
-    choose_instances "${1:-}"
-    for instance in ${chosen[@]+"${chosen[@]}"}; do
-        restart_programs "$instance"
+    choose_instances "$@"
+    while read -r service; do
+        restart_chosen "$service" </dev/null &
+        jobs+=($!)
+    done < <(printf '%s\n' ${chosen[@]+"${chosen[@]%.*}"} | sort -u)
+    for job in ${jobs[@]+"${jobs[@]}"}; do
+        wait "$job" || failed=1
+    done
+    return "$failed"
+}
+
+restart_chosen() {
+    local instance
+    for instance in "${chosen[@]}"; do
+        [[ ${instance%.*} != "$1" ]] || restart_programs "$instance"
     done
 }

@@ -4,7 +4,8 @@
 #
 # Input, output, errors and the exit code pass through. The words are joined by
 # spaces and expanded on the instance by `bash -lc`; quote what is to be expanded
-# there. A bare SERVICE means its instance 0.
+# there. A bare SERVICE means its first instance. The exit code is 255 when the
+# instance does not run or cannot be reached.
 #
 # Examples:
 #   dotcloud run db.1 'ls ~/logs'
@@ -21,8 +22,9 @@ command_run() {
     use_app
     need_account
     parse_instance "$target"
-    number=${number:-0}
-    daemon_pid "$service.$number" sshd >/dev/null || die "$service.$number does not run; start it with dotcloud up"
+    number=${number:-$(query 'numbers($s)[0] // ""' --arg s "$service")}
+    [[ -n $number ]] || die "$service has no instance; see dotcloud scale --help"
+    daemon_pid "$service.$number" sshd >/dev/null || die "$service.$number does not run; start it with dotcloud up" 255
     ssh_to "$service.$number"
     [[ ! -t 0 || ! -t 1 ]] || terminal=-t
     exec "${ssh_command[@]:0:1}" "$terminal" "${ssh_command[@]:1}" ${1+"$*"}

@@ -1,24 +1,26 @@
 # shellcheck shell=bash disable=SC2016,SC2154
-# Usage: dotcloud scale SERVICE=COUNT... [--yes]
+# Usage: dotcloud scale SERVICE=[+]COUNT... [--yes]
 # Summary: change how many instances services have
 #
-# New instances are copies of the last build. Fewer means that the highest ones
-# are destroyed with their data, which wants an answer or --yes.
+# New instances are copies of the last build and take the lowest free numbers;
+# +COUNT adds to those that there are. Fewer means that the highest ones are
+# destroyed with their data, which wants an answer or --yes.
 #
-# Example:
+# Examples:
 #   dotcloud scale db=2 www=3
+#   dotcloud scale db=+1
 
 command_scale() {
-    local yes=0 argument service count now number names=() counts=() doomed=()
+    local yes=0 argument service count names=() counts=() doomed=()
     for argument; do
         case $argument in
             -y | --yes | -f) yes=1 ;;
             -*) usage_error "unknown option $argument; see dotcloud scale --help" ;;
             *)
-                [[ $argument =~ ^([a-z][a-z0-9_-]*)=([0-9]{1,3})$ ]] ||
+                [[ $argument =~ ^([a-z][a-z0-9_-]*)=(\+?)([0-9]{1,3})$ ]] ||
                     usage_error "'$argument' is not SERVICE=COUNT; for example: dotcloud scale db=2"
                 names+=("${BASH_REMATCH[1]}")
-                counts+=("$((10#${BASH_REMATCH[2]}))")
+                counts+=("${BASH_REMATCH[2]}$((10#${BASH_REMATCH[3]}))")
                 ;;
         esac
     done
@@ -31,11 +33,12 @@ command_scale() {
     local i
     for i in "${!names[@]}"; do
         service=${names[i]}
-        count=${counts[i]}
-        ((count >= 1 && count <= 50)) || usage_error "$service=$count: a service has 1 to 50 instances; see dotcloud destroy"
         parse_instance "$service"
-        now=$(query '.services[$s].instances | length' --arg s "$service")
-        for ((number = now - 1; number >= count; number--)); do doomed+=("$service.$number"); done
+        count=${counts[i]}
+        [[ $count != +* ]] || count=$(($(instances "$service" | wc -l) + count))
+        counts[i]=$count
+        ((count >= 1 && count <= 50)) || usage_error "$service=$count: a service has 1 to 50 instances; see dotcloud destroy"
+        mapfile -t -O "${#doomed[@]}" doomed < <(instances "$service" | tail -n "+$((count + 1))" | tac)
     done
     ((${#doomed[@]} == 0)) || confirm "This destroys ${doomed[*]} of $app with all data." "$yes"
 

@@ -1,12 +1,14 @@
 # shellcheck shell=bash disable=SC2016,SC2154
-# Usage: dotcloud up [--all]
+# Usage: dotcloud up [SERVICE[.N]... | --all]
 # Summary: start what does not run, for example after a reboot
 #
-# Without a chosen application (-A, or .dotcloud/config here), or with --all, it
-# does so for all applications.
+# Only the named services and instances, or all of the application. Without a
+# chosen application (-A, or .dotcloud/config here), or with --all, it does so
+# for all applications.
 #
-# Example:
+# Examples:
 #   dotcloud up --all
+#   dotcloud up www
 
 command_up() {
     need_everything
@@ -15,26 +17,35 @@ command_up() {
 }
 
 up_app() {
-    local instance
-    while read -r instance <&3; do
+    local instance chosen
+    choose_instances "$@"
+    for instance in ${chosen[@]+"${chosen[@]}"}; do
         if [[ $(instance_state "$instance") == running ]]; then
             say "$app: $instance runs"
         else
             say "$app: starting $instance"
         fi
         start_instance "$instance"
-    done 3< <(instances)
+    done
 }
 
-# for_each_app FUNCTION [--all]: in a subshell each, so that an application that
-# cannot be started does not keep the others down
+# for_each_app FUNCTION [SERVICE[.N]... | --all]: in a subshell each, so that an
+# application that cannot be started does not keep the others down
 for_each_app() {
-    local function=$1 file failed=0 apps=()
+    local function=$1 argument file failed=0 apps=()
     shift
-    [[ $# == 0 || $* == --all ]] || usage_error "unknown argument $1; see --help"
-    if [[ $# == 0 ]] && find_app; then
+    if [[ $* == --all ]]; then
+        shift
+    elif (($#)); then
+        for argument; do
+            [[ $argument != -* ]] || usage_error "unknown option $argument; see dotcloud ${function%_app} --help"
+        done
+        use_app
         apps=("$app")
-    else
+    elif find_app; then
+        apps=("$app")
+    fi
+    if ((${#apps[@]} == 0)); then
         for file in "$DOTCLOUD_HOME"/apps/*/app.json; do
             [[ ! -f $file ]] || {
                 file=${file%/*}
@@ -46,7 +57,7 @@ for_each_app() {
         (
             open_app
             lock_app
-            "$function"
+            "$function" "$@"
         ) || failed=1
     done
     return "$failed"
