@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # What every command needs: messages, help, questions, and the work directory.
 
 # Errors as JSON go there from within $(...) too

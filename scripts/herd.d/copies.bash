@@ -1,9 +1,9 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # The direct forms pg:follow, pg:fork and pg:enslave: one existing instance becomes a standby or a copy of another.
 
 # direct_copy VERB ARGUMENT...: DB --of DB
 direct_copy() {
-    local verb=$1 wanted="" of="" target source options=() report status=0 name plans text
+    local verb=$1 wanted="" of="" target source options=() report status=0 name text
     shift
     while (($#)); do
         case $1 in

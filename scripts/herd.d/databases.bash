@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2016,SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # The app's databases: what the platform and the config variables say of them, their names, and what they say of
 # themselves. An attachment is the variable HEROKU_POSTGRESQL_<COLOUR>_URL; it belongs to the instance at whose
 # address its URL points, and so does DATABASE_URL.
@@ -40,7 +40,7 @@ resolve() {
 
 # label INSTANCE: HEROKU_POSTGRESQL_AMBER_URL, or the instance's own name
 label() {
-    about '.databases[] | select(.name == $n) | label' --arg n "$1"
+    about '.databases[] | select(.name == $n) | attachment' --arg n "$1"
 }
 
 # Every attached instance, or all where none is

@@ -22,8 +22,8 @@ def databases($app; $instances):
 
 # What a database may be called
 def names: [.attachments[] | "HEROKU_POSTGRESQL_\(.)_URL"] + [.name];
-def label: names[0];
-def title: if .current then "\(label) (DATABASE_URL)" else label end;
+def attachment: names[0];
+def title: if .current then "\(attachment) (DATABASE_URL)" else attachment end;
 
 # The instance that a name means; "!VARIABLE" when it is a variable that points nowhere; nothing when there is none
 def resolve($wanted):

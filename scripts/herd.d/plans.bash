@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2016,SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Plans (recipe/plans.yml) and colours: what a new database may have.
 
 plans_file() {

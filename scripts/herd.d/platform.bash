@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # The platform: found, called with a limit, and not believed blindly. Its contract is scripts/platforms/README.md.
 
 # Finds the platform and the app. Every command that touches anything begins with it.
@@ -102,7 +102,7 @@ agent() {
     } 4>&1) || status=$?
     # A login profile may have printed before it
     answer=${answer##*$'\n'}
-    if ((status == 0)) && jq -e 'type == "object" or type == "array"' <<<"$answer" >/dev/null 2>&1; then
+    if ((status == 0)) && [[ -n $answer ]] && jq -e 'type == "object" or type == "array"' <<<"$answer" >/dev/null 2>&1; then
         printf '%s\n' "$answer"
         return
     fi
@@ -110,10 +110,18 @@ agent() {
     return "$(jq .exit "$work/error.$instance")"
 }
 
+# What a program said of its failure: its line with "error", or its last
+first_error() {
+    local line
+    line=$(grep -m 1 -E '^(error|pgmahout|dotcloud|ssh):' "$1" 2>/dev/null || grep -v '^[[:space:]]*$' "$1" 2>/dev/null | tail -n 1) || true
+    printf '%s\n' "$line" | tr -d '[:cntrl:]' | cut -c 1-300
+}
+
 agent_error() {
     local instance=$1 status=$2 limit=$3 answer=$4 said message hint="" exit=1
-    if jq -ce '.error | select(.message and .exit)' <<<"$answer" 2>/dev/null; then return; fi
-    said=$(grep -v '^[[:space:]]*$' "$work/stderr.$instance" 2>/dev/null | tail -n 1 | tr -d '[:cntrl:]' | cut -c 1-300) || true
+    # jq 1.6 takes no input at all for true
+    if [[ -n $answer ]] && jq -ce '.error | select(.message and .exit)' <<<"$answer" 2>/dev/null; then return; fi
+    said=$(first_error "$work/stderr.$instance")
     case $status in
         0) message="what $instance answered is not pgmahout's" hint="is its pgmahout the one of this herd?" ;;
         124 | 137) message="$instance did not answer within $limit seconds" hint="look at the machine, or raise HERD_ANSWER_TIMEOUT" exit=4 ;;

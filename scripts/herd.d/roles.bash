@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2016,SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Changes of roles, as pg:promote and pg:switchover share them.
 
 # set_database_url INSTANCE REASON: prints the release

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2016,SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd addons:add heroku-postgresql[:PLAN] [--follow DB | --track DB | --fork DB] [--as COLOUR] [--json]
 # Summary: a new database: empty, following another, or a copy of it
 #
@@ -22,7 +22,10 @@ command_addons_add() {
                 [[ -z $verb ]] || usage_error "only one of --follow, --track and --fork"
                 verb=enslave
                 [[ $1 != --fork* ]] || verb=fork
-                if [[ $1 == *=* ]]; then of=${1#*=}; else of=$(option_value "$@") && shift; fi
+                if [[ $1 == *=* ]]; then of=${1#*=}; else
+                    of=$(option_value "$@")
+                    shift
+                fi
                 ;;
             --as)
                 colour=$(option_value "$@")

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2016,SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd addons:detach DB [--json]
 # Summary: forget a database's attachment; the instance goes on
 #

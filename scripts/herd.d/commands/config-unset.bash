@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd config:unset NAME... [--no-restart] [--json]
 # Summary: remove variables, and restart the app's processes
 #

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd logs [DB...] [--ps postgres] [--tail] [-n N] [--slow MS | --all] [--since TIME] [--json]
 # Summary: slow statements of all databases, merged by time
 #

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd pg:fork DB --of DB [--dry-run] [--background] [--confirm APP] [--json]
 # Summary: make a database an independent, writable copy of another
 #

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd pg:info [DB...] [--json]
 # Summary: every database: role, plan, version, followers, lag, size
 #

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd pg:kill PID [DB] [--force] [--json]
 # Summary: cancel a session's statement, or end the session
 #

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd pg:locks [DB] [--json]
 # Summary: who waits for whom, and what is locked
 #

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd pg:outliers [DB] [-n N] [--reset] [--json]
 # Summary: the statements that took the most time
 #

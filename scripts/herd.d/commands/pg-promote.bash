@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2030,SC2031,SC2034,SC2154
 # Usage: herd pg:promote DB [--no-fence] [--confirm APP] [--json]
 # Summary: make a database the app's DATABASE_URL, after a failure or for good
 #

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd pg:ps [DB] [--all] [--json]
 # Summary: what the sessions of a database do now
 #

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd pg:psql [DB] [-c SQL] [-- PSQL-ARGUMENT...]
 # Summary: psql on a database, DATABASE_URL by default
 #

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd pg:switchover DB [--confirm APP] [--json]
 # Summary: exchange the roles of the primary and a follower, losing no commit
 #

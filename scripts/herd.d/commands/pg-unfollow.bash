@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd pg:unfollow DB [--confirm APP] [--json]
 # Summary: make a follower an independent, writable database
 #

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd pg:wait [DB...] [--timeout SECONDS] [--json]
 # Summary: wait until databases are ready and followers have caught up
 #

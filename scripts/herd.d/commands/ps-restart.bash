@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd ps:restart [NAME...]
 # Summary: restart the app's processes; never a database
 #

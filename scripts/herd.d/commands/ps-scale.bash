@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd ps:scale NAME=COUNT...
 # Summary: change how many processes of a type there are
 #
