@@ -1,5 +1,8 @@
 //! Owns the command line: what was typed, what it means on this machine, how results and errors are shown.
 
+mod activity;
+mod output;
+
 use crate::blurb::Blurb;
 use crate::error::{Error, Result};
 use crate::instance::{Instance, parse_mapping};
@@ -13,7 +16,7 @@ use crate::process;
 use crate::progress::{Progress, Voice, bytes_text, duration_text, time_text};
 use crate::settings::Settings;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use serde::Serialize;
+use output::{answer, json_text, say, show, table};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read, Write};
@@ -28,6 +31,7 @@ Examples:
   pgmahout info                                             role, lag, followers, slots
   pgmahout promote                                          make this standby a primary
   pgmahout logs --slow --tail                               slow statements, as they come
+  pgmahout ps                                               what the sessions do
   pgmahout build-version 17                                 build PostgreSQL, switch to it
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or blurb, 3 refused (needs --confirm),
@@ -70,6 +74,11 @@ enum Command {
     Wait(WaitArgs),
     BuildVersion(BuildVersionArgs),
     Logs(LogsArgs),
+    Ps(activity::PsArgs),
+    Locks(activity::LocksArgs),
+    Outliers(activity::OutliersArgs),
+    Kill(activity::KillArgs),
+    Psql(activity::PsqlArgs),
     /// Show this instance: role, version, timeline, LSN, lag, followers, slots, connections, size
     #[command(after_help = "Examples:\n  pgmahout info\n  pgmahout --json info | jq .following.lag")]
     Info,
@@ -439,20 +448,6 @@ fn error_json(error: &Error) -> serde_json::Value {
     json!({"error": {"message": error.to_string(), "hint": error.hint(), "exit": exit}})
 }
 
-/// A result, on stdout. A reader that has gone away is no failure of ours.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
-}
-
-/// A report, for a program or for a person.
-fn show<T: Serialize>(json: bool, report: &T, text: impl Fn(&T) -> String) {
-    if json { answer(report) } else { say(text(report).trim_end()) }
-}
-
-fn answer(value: &impl Serialize) {
-    say(&serde_json::to_string(value).expect("reports are plain data"));
-}
-
 fn dispatch(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Completions { shell } => {
@@ -488,6 +483,11 @@ fn dispatch(cli: Cli) -> Result<()> {
         }
         Command::BuildVersion(args) => run_build_version(context, args, json),
         Command::Logs(args) => run_logs(context, &args, json),
+        Command::Ps(args) => activity::ps(context, &args, json),
+        Command::Locks(_) => activity::locks(context, json),
+        Command::Outliers(args) => activity::outliers(context, &args, json),
+        Command::Kill(args) => activity::kill(context, &args, json),
+        Command::Psql(args) => activity::psql(context, &args),
         Command::GiveBuild { version } => share::give(context, version.as_deref(), std::io::stdout().lock()),
         Command::Info => {
             let report = info::run(context)?;
@@ -840,18 +840,6 @@ fn builds_text(listed: &[build_version::Listed]) -> String {
     table(&["VERSION", "SIZE", "BUILT", "STATE", "OPTIONS"], rows)
 }
 
-/// Rows under their headings, each column as wide as its widest cell.
-fn table<const N: usize>(headings: &[&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let all: Vec<[String; N]> = std::iter::once(headings.map(str::to_owned)).chain(rows).collect();
-    let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; N] = std::array::from_fn(width);
-    let line = |row: &[String; N]| {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
-        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
-    };
-    all.iter().map(line).collect()
-}
-
 fn run_logs(context: Context, args: &LogsArgs, json: bool) -> Result<()> {
     let name = &context.instance.name;
     let options = logs::Options {
@@ -920,15 +908,7 @@ fn entry_json(entry: &Entry, instance: &str) -> String {
     put("user", json!(entry.user));
     put("database", json!(entry.database));
     put("application", json!(entry.application));
-    // JSON lets DEL and C1 controls stand as they are; a terminal obeys them.
-    let text = serde_json::Value::Object(object).to_string();
-    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
-        match c {
-            '\u{7f}'..='\u{9f}' => out.push_str(&format!("\\u{:04x}", c as u32)),
-            c => out.push(c),
-        }
-        out
-    })
+    json_text(&object)
 }
 
 fn run_promote(context: Context, args: PromoteArgs, json: bool) -> Result<()> {

@@ -311,6 +311,25 @@ pub enum Error {
     LogUnreadable { path: PathBuf, source: std::io::Error },
     /// A text that should be a time, or a while.
     SinceText { text: String },
+    // ---- sessions
+    /// No server, no sessions.
+    NoServer { instance: String },
+    /// No process of the server has this number.
+    NoSuchSession { pid: i32 },
+    /// It is not a client that is served there.
+    NotAClient { pid: i32, kind: String, name: Option<String> },
+    /// The session runs no statement.
+    NothingToCancel { pid: i32, state: String },
+    /// They were told to stop, and did not.
+    DoesNotStop { pids: Vec<i32>, told: usize, ended: bool, limit: Duration },
+    /// Statements are not counted: pg_stat_statements is not preloaded.
+    StatementsNotCounted { instance: String, preloaded: Vec<String>, installed: bool },
+    /// They are, but no database of this standby shows it.
+    StatementsNotShown { instance: String },
+    /// There is no psql.
+    NoPsql { directory: Option<PathBuf> },
+    /// A library that the source preloads is not among the programs here.
+    LibraryMissing { library: String, source: String, directory: PathBuf },
 }
 
 const INFO_HINT: &str = "run `dotcloud info db.0` and give what it prints, all of it";
@@ -1017,6 +1036,65 @@ impl Error {
                 format!("{text:?} is neither a time nor a while"),
                 "a time is 2026-11-21T15:40:00Z, a while is 90s, 10m, 2h or 1d",
             ),
+            // ---- sessions
+            Error::NoServer { instance } => (
+                Failed,
+                format!("the server of {instance} does not run: there is nothing to connect to"),
+                "start it; `pgmahout logs` says why it stopped",
+            ),
+            Error::NoSuchSession { pid } => {
+                (Failed, format!("there is no session {pid}"), "`pgmahout ps --all` shows all of them")
+            }
+            Error::NotAClient { pid, kind, name } => {
+                let name = name.as_ref().map(|name| format!(" of {}", printable(name))).unwrap_or_default();
+                let article = if kind.starts_with(['a', 'e', 'i', 'o']) { "an" } else { "a" };
+                (Refused, format!("{pid} is no client session but {article} {kind}{name}"), "")
+            }
+            Error::NothingToCancel { pid, state } => (
+                Failed,
+                format!("session {pid} runs no statement that could be cancelled: it is {state}"),
+                "--force ends the session and the transaction that it may have open",
+            ),
+            Error::DoesNotStop { pids, told, ended, limit } => {
+                let pids = pids.iter().map(|pid| pid.to_string()).collect::<Vec<_>>().join(", ");
+                let (what, still) = match ended {
+                    true => ("end", "goes on"),
+                    false => ("cancel its statement", "still runs it"),
+                };
+                let seconds = limit.as_secs();
+                let text = match told {
+                    1 => format!("session {pids} was told to {what} and {still} after {seconds} s"),
+                    _ => format!("of {told} sessions told to {what} one {still} after {seconds} s: {pids}"),
+                };
+                (Failed, text, "")
+            }
+            Error::StatementsNotCounted { instance, .. } => (
+                Failed,
+                format!("{instance} does not count its statements: pg_stat_statements is not preloaded"),
+                "",
+            ),
+            Error::StatementsNotShown { instance } => (
+                Failed,
+                format!("no database of the standby {instance} has the extension pg_stat_statements"),
+                "run `pgmahout outliers` on its primary, which creates it; it comes here by replication",
+            ),
+            Error::NoPsql { directory } => {
+                let directory = directory.as_ref().map(|d| format!("in {} nor ", d.display()));
+                let either = if directory.is_some() { "neither " } else { "not " };
+                (
+                    Failed,
+                    format!("there is no psql: {either}{}in PATH", directory.unwrap_or_default()),
+                    "apt-get install postgresql-client, or use a build that has it: pgmahout build-version",
+                )
+            }
+            Error::LibraryMissing { library, source, directory } => (
+                Failed,
+                format!(
+                    "{source} preloads {library}, which is not in {}: with its settings the server would not start",
+                    directory.display()
+                ),
+                "",
+            ),
         };
         let hint = match self {
             Error::File { source, .. } => file_hint(source).to_owned(),
@@ -1067,6 +1145,33 @@ impl Error {
                 if hint.is_empty() { format!("so says the agent on {host}") } else { hint }
             }
             Error::WalLevel { wanted, .. } => format!("set wal_level = {wanted} there and restart it"),
+            Error::NotAClient { kind, .. } => match kind.as_str() {
+                "autovacuum worker" => "--force ends it; the table is vacuumed later then".into(),
+                "walsender" => "end it at its other end: the standby, or the program that takes a copy".into(),
+                "parallel worker" => "it works for a session: `pgmahout ps` shows which".into(),
+                _ => "the server needs it; `pgmahout ps --all` shows the client sessions".into(),
+            },
+            Error::DoesNotStop { ended: true, .. } => {
+                "it may wait for a disk or a network file system; look again: pgmahout ps --all".into()
+            }
+            Error::DoesNotStop { .. } => "look again with `pgmahout ps`; --force ends the session".into(),
+            Error::StatementsNotCounted { preloaded, installed, .. } => {
+                // Quoted one by one: 'a, b' would be the name of one library, and the server would not start.
+                let names: Vec<_> =
+                    preloaded.iter().map(String::as_str).chain(["pg_stat_statements"]).collect();
+                let first = match installed {
+                    true => "",
+                    false => "install PostgreSQL's contrib modules (a build of build-version has them), then ",
+                };
+                format!(
+                    "{first}ALTER SYSTEM SET shared_preload_libraries = '{}' and restart the server",
+                    names.join("', '")
+                )
+            }
+            Error::LibraryMissing { library, source, .. } => format!(
+                "install it here, take the build of {source} (pgmahout build-version --from-blurb), or take \
+                 {library} out of its shared_preload_libraries and restart it"
+            ),
             _ => hint.to_owned(),
         };
         Parts { exit, text, hint: (!hint.is_empty()).then_some(hint) }

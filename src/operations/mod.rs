@@ -4,6 +4,7 @@
 use crate::instance::Instance;
 use crate::progress::Progress;
 
+pub mod activity;
 pub mod build_version;
 pub mod enslave;
 pub mod fence;

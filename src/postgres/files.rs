@@ -185,9 +185,23 @@ pub fn is_user_data(path: &str) -> bool {
     oid(database).is_some_and(|oid| oid >= FIRST_USER_OID) || file.filenode >= FIRST_USER_OID
 }
 
+/// The libraries of `shared_preload_libraries` or its kin.
+pub fn preloaded_libraries(setting: &str) -> Vec<String> {
+    let names = setting.split(',').map(|name| name.trim().trim_matches('"'));
+    names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn preloaded_libraries_as_they_are_written() {
+        let read = |setting: &str| preloaded_libraries(setting).join("|");
+        assert_eq!(read(""), "");
+        assert_eq!(read("pg_stat_statements"), "pg_stat_statements");
+        assert_eq!(read(r#"auto_explain, "$libdir/my lib",x"#), "auto_explain|$libdir/my lib|x");
+    }
 
     fn v(text: &str) -> PgVersion {
         text.parse().unwrap()

@@ -100,15 +100,16 @@ impl Entry {
     /// wants the statement as it was takes it from `--json`. Other control characters are escaped, so that
     /// nothing in a log moves the reader's terminal.
     pub fn one_line(&self) -> String {
-        let mut line = flat(&self.message);
+        let mut line = one_line(&self.message);
         for (label, text) in &self.attached {
-            let _ = write!(line, "  {label}:  {}", flat(text));
+            let _ = write!(line, "  {label}:  {}", one_line(text));
         }
         line
     }
 }
 
-fn flat(text: &str) -> String {
+/// `text` on one line, as [`Entry::one_line`] says.
+pub fn one_line(text: &str) -> String {
     let lines = text.split('\n').map(|line| line.trim_matches(['\r', '\t', ' '])).filter(|l| !l.is_empty());
     printable(&lines.collect::<Vec<_>>().join(" ").replace('\t', " "))
 }

@@ -250,6 +250,34 @@ impl PgVersion {
         self.since(110_000)
     }
 
+    // ---- sessions and locks
+
+    /// `pg_stat_activity.pid`, `state` and `query` (9.2); before, `procpid` and `current_query`, which holds the
+    /// state too.
+    pub const fn has_session_state(self) -> bool {
+        self.since(90_200)
+    }
+
+    /// `pg_stat_activity.wait_event_type` and `wait_event` (9.6); before, `waiting`.
+    pub const fn has_wait_events(self) -> bool {
+        self.since(90_600)
+    }
+
+    /// `pg_blocking_pids()` (9.6).
+    pub const fn has_blocking_pids(self) -> bool {
+        self.since(90_600)
+    }
+
+    /// `pg_stat_activity.backend_type` (10), and with it the server's own processes.
+    pub const fn has_backend_type(self) -> bool {
+        self.since(100_000)
+    }
+
+    /// `pg_locks.waitstart` (14).
+    pub const fn has_lock_wait_start(self) -> bool {
+        self.since(140_000)
+    }
+
     // ---- names
 
     /// "wal" and "lsn" in names (10) in place of "xlog" and "location".
@@ -464,6 +492,11 @@ mod tests {
             ("14", "has_lz4_option", PgVersion::has_lz4_option),
             ("15", "has_zstd_option", PgVersion::has_zstd_option),
             ("17", "needs_generators", PgVersion::needs_generators),
+            ("9.2", "has_session_state", PgVersion::has_session_state),
+            ("9.6", "has_wait_events", PgVersion::has_wait_events),
+            ("9.6", "has_blocking_pids", PgVersion::has_blocking_pids),
+            ("10", "has_backend_type", PgVersion::has_backend_type),
+            ("14", "has_lock_wait_start", PgVersion::has_lock_wait_start),
         ];
         let majors = [
             "9.0", "9.1", "9.2", "9.3", "9.4", "9.5", "9.6", "10", "11", "12", "13", "14", "15", "16", "17",

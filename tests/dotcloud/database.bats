@@ -52,8 +52,9 @@ is_state() {
 
 @test "the server is set up for replication, with checksums and scram" {
     settings=$(dotcloud run db psql -Atc "\"select string_agg(name || '=' || setting, ' ' order by name) from pg_settings where name in
-        ('wal_level', 'data_checksums', 'hot_standby', 'password_encryption', 'log_min_duration_statement', 'max_slot_wal_keep_size', 'server_encoding', 'lc_collate')\"")
-    [ "$settings" = "data_checksums=on hot_standby=on lc_collate=C.UTF-8 log_min_duration_statement=50 max_slot_wal_keep_size=4096 password_encryption=scram-sha-256 server_encoding=UTF8 wal_level=replica" ]
+        ('wal_level', 'data_checksums', 'hot_standby', 'password_encryption', 'log_min_duration_statement', 'max_slot_wal_keep_size', 'server_encoding', 'lc_collate',
+         'shared_preload_libraries', 'track_io_timing')\"")
+    [ "$settings" = "data_checksums=on hot_standby=on lc_collate=C.UTF-8 log_min_duration_statement=50 max_slot_wal_keep_size=4096 password_encryption=scram-sha-256 server_encoding=UTF8 shared_preload_libraries=pg_stat_statements track_io_timing=on wal_level=replica" ]
     [ "$(dotcloud run db psql -Atc "'select current_user, usesuper from pg_user'")" = "dotcloud|t" ]
     [ "$(dotcloud run db 'psql "replication=true" -Atc "IDENTIFY_SYSTEM" | wc -l')" = 1 ]
     # Without the password, neither by TCP nor by the socket

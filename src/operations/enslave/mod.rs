@@ -135,6 +135,10 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
     if plan.action == Action::Repoint || instance.config_directory.is_some() {
         preflight::check_settings(context, &mut there, cluster.as_mut())?;
     }
+    // With the source's own build comes what it preloads.
+    if plan.action == Action::Full && build.is_none() {
+        preflight::check_libraries(context, &mut there)?;
+    }
     let layout = match plan.action {
         Action::Full => Some(place::layout(context, &mut there, &plan, &mapping(context, options))?),
         Action::Repoint => None,

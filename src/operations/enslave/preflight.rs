@@ -8,6 +8,7 @@ use super::here::Cluster;
 use super::there::There;
 use crate::builds::{self, Build};
 use crate::error::{Error, Result};
+use crate::postgres::files::preloaded_libraries;
 use crate::postgres::recovery::last_setting;
 use crate::postgres::release::Release;
 use crate::process;
@@ -94,6 +95,36 @@ fn check_block_size(there: &There, postgres: &Path) -> Result<()> {
     let block_size = finished.stdout.trim().parse().unwrap_or(there.control.block_size);
     if block_size != there.control.block_size {
         return Err(Error::OtherBlockSize { theirs: there.control.block_size, ours: block_size });
+    }
+    Ok(())
+}
+
+/// The libraries that the copied settings preload have to be among the programs here: without one of them the
+/// server does not start.
+pub fn check_libraries(context: Context, there: &mut There) -> Result<()> {
+    let instance = context.instance;
+    let row = there.db.row(
+        "SELECT setting, coalesce(sourcefile, ''), current_setting('dynamic_library_path') \
+         FROM pg_settings WHERE name = 'shared_preload_libraries'",
+        &[],
+    )?;
+    let (setting, file, path): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+    // Only what stands in PGDATA is copied; and of that, a server whose settings are elsewhere reads but one file.
+    let copied = Path::new(&file).starts_with(&there.data_directory)
+        && (instance.config_directory.is_none() || file.ends_with("/postgresql.auto.conf"));
+    let postgres = instance.program("postgres")?;
+    let postgres = postgres.canonicalize().unwrap_or(postgres);
+    // Where PostgreSQL's own build puts $libdir, with and without Debian's change; plpgsql is always in it.
+    let prefix = postgres.ancestors().nth(2).unwrap_or(Path::new("/"));
+    let directories = ["lib/postgresql", "lib"].map(|name| prefix.join(name));
+    let directory = directories.into_iter().find(|directory| directory.join("plpgsql.so").exists());
+    let Some(directory) = directory.filter(|_| copied && path == "$libdir") else { return Ok(()) };
+    for library in preloaded_libraries(&setting) {
+        let name = library.trim_start_matches("$libdir/").trim_end_matches(".so");
+        // An absolute path replaces the directory.
+        if !directory.join(format!("{name}.so")).exists() {
+            return Err(Error::LibraryMissing { library, source: there.name.clone(), directory });
+        }
     }
     Ok(())
 }
