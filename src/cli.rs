@@ -1,5 +1,8 @@
 //! Owns the command line: what was typed, what it means on this machine, how results and errors are shown.
 
+mod credentials;
+mod plan;
+
 use crate::blurb::Blurb;
 use crate::error::{Error, Result};
 use crate::instance::{Instance, parse_mapping};
@@ -70,6 +73,8 @@ enum Command {
     Wait(WaitArgs),
     BuildVersion(BuildVersionArgs),
     Logs(LogsArgs),
+    Credentials(credentials::CredentialsArgs),
+    Plan(plan::PlanArgs),
     /// Show this instance: role, version, timeline, LSN, lag, followers, slots, connections, size
     #[command(after_help = "Examples:\n  pgmahout info\n  pgmahout --json info | jq .following.lag")]
     Info,
@@ -476,6 +481,14 @@ fn dispatch(cli: Cli) -> Result<()> {
         }
         Command::BuildVersion(args) => run_build_version(context, args, json),
         Command::Logs(args) => run_logs(context, &args, json),
+        Command::Credentials(args) => {
+            show(json, &credentials::run(context, &args)?, credentials::text);
+            Ok(())
+        }
+        Command::Plan(args) => {
+            show(json, &plan::run(context, &args)?, plan::text);
+            Ok(())
+        }
         Command::GiveBuild { version } => share::give(context, version.as_deref(), std::io::stdout().lock()),
         Command::Info => {
             let report = info::run(context)?;
@@ -977,6 +990,7 @@ fn info_text(report: &info::Report) -> String {
     }
     line("connections", report.connections.as_ref().map(|c| format!("{} of {}", c.used, c.limit)));
     line("size", report.size_bytes.map(|b| bytes_text(b as u64)));
+    line("plan", report.plan.clone());
     line("checksums", report.checksums.map(|on| if on { "on" } else { "off" }.to_owned()));
     line("system id", report.system_id.map(|id| id.to_string()));
     line("data", Some(report.data_directory.display().to_string()));

@@ -1,7 +1,7 @@
 //! What this instance is and how it does: role, positions, lag, who follows it, what its slots retain.
 
 use super::standby::{self, Lag};
-use super::{Context, enslave::there::end_of_wal, promote};
+use super::{Context, enslave::there::end_of_wal, plan, promote};
 use crate::error::Result;
 use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{Lsn, SystemId, Timeline};
@@ -44,6 +44,8 @@ pub struct Report {
     pub connections: Option<Connections>,
     /// Bytes of all databases.
     pub size_bytes: Option<i64>,
+    /// The plan whose settings it has.
+    pub plan: Option<String>,
     /// Data checksums are on.
     pub checksums: Option<bool>,
     /// Why less is known than there is to know.
@@ -109,6 +111,7 @@ pub fn run(context: Context) -> Result<Report> {
         role: if control.is_some() { "stopped" } else { "empty" },
         version: instance.program_version().ok().or(instance.data_version()?),
         build: instance.program("postgres").ok(),
+        plan: plan::recorded(&data_directory).unwrap_or_default().map(|plan| plan.plan),
         data_directory,
         service: instance.service.to_string(),
         system_id: control.as_ref().map(|c| c.system_id),

@@ -5,11 +5,14 @@ use crate::instance::Instance;
 use crate::progress::Progress;
 
 pub mod build_version;
+pub mod credentials;
 pub mod enslave;
 pub mod fence;
 pub mod fork;
 pub mod info;
 pub mod logs;
+pub mod plan;
+pub mod primary;
 pub mod promote;
 pub mod standby;
 pub mod wait;
