@@ -1,14 +1,16 @@
 //! Owns the command line: what was typed, what it means on this machine, how results and errors are shown.
 
 mod activity;
+mod credentials;
 mod output;
+mod plan;
 
 use crate::blurb::Blurb;
 use crate::error::{Error, Result};
 use crate::instance::{Instance, parse_mapping};
 use crate::operations::build_version::{self, Origin, share};
 use crate::operations::enslave::plan::{Action, Fate, Wanted};
-use crate::operations::{Context, enslave, fence, fork, info, job, logs, promote, wait};
+use crate::operations::{Context, enslave, fence, forget, fork, info, job, logs, promote, wait};
 use crate::postgres::log::{Entry, Level};
 use crate::postgres::time;
 use crate::postgres::wal::SystemId;
@@ -79,6 +81,17 @@ enum Command {
     Outliers(activity::OutliersArgs),
     Kill(activity::KillArgs),
     Psql(activity::PsqlArgs),
+    /// Drop the slot of a standby that does not come back
+    ///
+    /// A slot keeps the WAL that its standby has not received, until the disk is full. One that is in use is never
+    /// dropped.
+    #[command(after_help = "Example:\n  pgmahout forget db.2")]
+    Forget {
+        /// Name of the instance that was the standby
+        standby: String,
+    },
+    Credentials(credentials::CredentialsArgs),
+    Plan(plan::PlanArgs),
     /// Show this instance: role, version, timeline, LSN, lag, followers, slots, connections, size
     #[command(after_help = "Examples:\n  pgmahout info\n  pgmahout --json info | jq .following.lag")]
     Info,
@@ -488,6 +501,18 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Outliers(args) => activity::outliers(context, &args, json),
         Command::Kill(args) => activity::kill(context, &args, json),
         Command::Psql(args) => activity::psql(context, &args),
+        Command::Forget { standby } => {
+            show(json, &forget::run(context, &standby)?, forget_text);
+            Ok(())
+        }
+        Command::Credentials(args) => {
+            show(json, &credentials::run(context, &args)?, credentials::text);
+            Ok(())
+        }
+        Command::Plan(args) => {
+            show(json, &plan::run(context, &args)?, plan::text);
+            Ok(())
+        }
         Command::GiveBuild { version } => share::give(context, version.as_deref(), std::io::stdout().lock()),
         Command::Info => {
             let report = info::run(context)?;
@@ -979,6 +1004,11 @@ fn wait_text(report: &wait::Report) -> String {
     }
 }
 
+fn forget_text(report: &forget::Report) -> String {
+    let slot = &report.slot;
+    if report.dropped { format!("the slot {slot} is dropped") } else { format!("there is no slot {slot}") }
+}
+
 fn config_text(instance: &Instance) -> String {
     let rows: Vec<_> = instance
         .resolved()
@@ -1032,6 +1062,7 @@ fn info_text(report: &info::Report) -> String {
     line("connections", report.connections.as_ref().map(|c| format!("{} of {}", c.used, c.limit)));
     line("size", report.size_bytes.map(|b| bytes_text(b as u64)));
     line("created", report.created.map(|seconds| time_text(seconds as i64)));
+    line("plan", report.plan.clone());
     line("checksums", report.checksums.map(|on| if on { "on" } else { "off" }.to_owned()));
     line("system id", report.system_id.map(|id| id.to_string()));
     line("data", Some(report.data_directory.display().to_string()));

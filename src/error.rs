@@ -190,6 +190,8 @@ pub enum Error {
     OtherBlockSize { theirs: u32, ours: u32 },
     /// `wal_level` is too low.
     WalLevel { at: String, level: String, wanted: &'static str },
+    /// A standby still streams through the slot that is to be dropped.
+    SlotInUse { slot: String, standby: String },
     /// The source is older than replication.
     NoStreaming { at: String, version: String },
     /// All WAL senders are taken.
@@ -245,6 +247,34 @@ pub enum Error {
     BlurbFromTerminal,
     /// No blurb and no environment to look one up in.
     NoEnvironment { home: PathBuf },
+    // ---- credentials
+    /// Nobody here knows a role's password.
+    NoPassword { instance: String, role: String, own: bool },
+    /// There is no such role.
+    NoRole { role: String, instance: String },
+    /// What only a primary can do.
+    OnStandby { instance: String, what: &'static str, primary: Option<String> },
+    /// The password that was to come on stdin did not, or is none.
+    PasswordInput { why: String },
+    /// A password that is not the role's.
+    NotThePassword { role: String, at: String },
+    /// The server does not let the role in with its new password; the old one is back.
+    NewPasswordRefused { role: String, why: String },
+    // ---- plans
+    /// A plan's name.
+    PlanName { name: String },
+    /// A line of a plan's settings.
+    PlanLine { number: usize, line: String },
+    /// A plan's settings did not come.
+    PlanInput { why: String },
+    /// A setting that a plan cannot have.
+    PlanSetting { plan: String, name: String, why: String },
+    /// The machine is too small for a plan.
+    PlanMemory { plan: String, wanted: u64, available: u64, total: u64 },
+    /// The server does not start with a plan; `back` says why not even without it.
+    PlanDoesNotStart { plan: String, why: String, back: Option<String> },
+    /// What stands in a file of ours is not ours.
+    PlanFile { path: PathBuf, why: String },
     // ---- builds of PostgreSQL
     /// A text that should be a release.
     ReleaseText { text: String },
@@ -696,6 +726,11 @@ impl Error {
             Error::WalLevel { at, level, .. } => {
                 (Failed, format!("wal_level of {at} is {level}: no standby can follow"), "")
             }
+            Error::SlotInUse { slot, standby } => (
+                Refused,
+                format!("the slot {slot} is in use: {standby} streams through it"),
+                "promote that standby, make it follow another one, or stop it first",
+            ),
             Error::NoStreaming { at, version } => (
                 Failed,
                 format!(
@@ -852,6 +887,96 @@ impl Error {
                 Usage,
                 format!("there is no environment.json in {} to look the instance up in", home.display()),
                 "give its blurb instead: dotcloud info db.0 | dotcloud run db.1 pgmahout enslave",
+            ),
+            // ---- credentials
+            Error::NoPassword { instance, role, .. } => {
+                (Failed, format!("no password of {role} is known on {instance}"), "")
+            }
+            Error::NoRole { role, instance } => (
+                Failed,
+                format!("there is no role {role} on {instance}"),
+                "psql -c '\\du' shows those that there are",
+            ),
+            Error::OnStandby { instance, what, primary } => {
+                let whose = primary
+                    .as_ref()
+                    .map_or("its primary's".to_owned(), |at| format!("that of its primary, {at}"));
+                (
+                    Failed,
+                    format!("{instance} is a standby: its {what} is {whose}"),
+                    "run the command on the primary",
+                )
+            }
+            Error::PasswordInput { why } => (
+                Usage,
+                format!("the new password has to come on stdin, on one line: {why}"),
+                "for example: dotcloud run db.0 pgmahout --json credentials | jq -r .password | \
+                 dotcloud run db.1 pgmahout credentials --adopt",
+            ),
+            Error::NotThePassword { role, at } => (
+                Failed,
+                format!("this is not the password of {role} on {at}; nothing was changed"),
+                "`pgmahout credentials` on the primary shows the right one",
+            ),
+            Error::NewPasswordRefused { role, why } => (
+                Failed,
+                format!(
+                    "the new password of {role} was not accepted, so the old one is in force again: {why}"
+                ),
+                "does its line in pg_hba.conf want scram-sha-256 while password_encryption is md5, or is it \
+                 past its VALID UNTIL?",
+            ),
+            // ---- plans
+            Error::PlanName { name } => (
+                Usage,
+                format!("{name:?} is no name for a plan"),
+                "letters, digits, dots, dashes and underscores, as in: pgmahout plan ronin",
+            ),
+            Error::PlanLine { number, line } => (
+                Usage,
+                format!("line {number} of the plan's settings cannot be understood: {line}"),
+                "it has to be as in postgresql.conf: shared_buffers = 425MB",
+            ),
+            Error::PlanInput { why } => (
+                Usage,
+                format!("the plan's settings have to come on stdin: {why}"),
+                "for example: echo 'work_mem = 8MB' | pgmahout plan ronin; for a plan without any: </dev/null",
+            ),
+            Error::PlanSetting { plan, name, why } => (
+                Failed,
+                format!("the plan {plan} cannot have {name}: {why}; nothing was changed"),
+                "correct or remove its line",
+            ),
+            Error::PlanMemory { plan, wanted, available, total } => (
+                Failed,
+                format!(
+                    "the plan {plan} wants {} of shared_buffers, and of the {} of this machine {} are available",
+                    megabytes(*wanted),
+                    megabytes(*total),
+                    megabytes(*available)
+                ),
+                "choose a smaller plan, or a machine with more memory",
+            ),
+            Error::PlanDoesNotStart { plan, why, back: None } => (
+                Failed,
+                format!(
+                    "the server does not start with the plan {plan}; it has its former settings again and \
+                     accepts connections: {why}"
+                ),
+                "the server's log says which setting it is",
+            ),
+            Error::PlanDoesNotStart { plan, why, back: Some(back) } => (
+                Failed,
+                format!(
+                    "the server does not start with the plan {plan} ({why}); its former settings are back, but \
+                     with them it does not start either: {back}"
+                ),
+                "the server's log says why",
+            ),
+            Error::PlanFile { path, why } => (
+                Failed,
+                format!("{} cannot be understood: {why}", path.display()),
+                "remove it; the next `pgmahout plan NAME` writes it anew",
             ),
             // ---- builds of PostgreSQL
             Error::ReleaseText { text } => (
@@ -1144,6 +1269,13 @@ impl Error {
                 let hint = hint.as_deref().map(printable).unwrap_or_default();
                 if hint.is_empty() { format!("so says the agent on {host}") } else { hint }
             }
+            Error::NoPassword { own: true, .. } => "put it into ~/password (or password_file, or PGPASSWORD) of this \
+                instance, or let it have a new one: pgmahout credentials --rotate"
+                .to_owned(),
+            Error::NoPassword { role, .. } => format!(
+                "the server keeps no passwords, only what they are checked with; for a new one: pgmahout \
+                 credentials --rotate --role {role}"
+            ),
             Error::WalLevel { wanted, .. } => format!("set wal_level = {wanted} there and restart it"),
             Error::NotAClient { kind, .. } => match kind.as_str() {
                 "autovacuum worker" => "--force ends it; the table is vacuumed later then".into(),

@@ -366,11 +366,19 @@ impl Instance {
         if self.environment_password.is_some() {
             return Ok(self.environment_password.clone());
         }
-        match fs::read_to_string(&self.password_file) {
-            Ok(text) => Ok(Some(Secret::new(text.trim_end_matches(['\r', '\n']).to_owned()))),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).on("read", &self.password_file),
-        }
+        read_password(&self.password_file)
+    }
+
+    /// Where a rotation keeps the new password until the server has it.
+    pub fn next_password_file(&self) -> PathBuf {
+        let mut name = self.password_file.clone().into_os_string();
+        name.push(".next");
+        name.into()
+    }
+
+    /// The password of a rotation that is under way, or was interrupted.
+    pub fn next_password(&self) -> Result<Option<Secret>> {
+        read_password(&self.next_password_file())
     }
 
     /// The control file of the data directory; `None` when there is no cluster.
@@ -445,6 +453,14 @@ impl Instance {
             return Err(Error::WrongAccount { path, owner });
         }
         Ok(())
+    }
+}
+
+fn read_password(path: &Path) -> Result<Option<Secret>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(Secret::new(text.trim_end_matches(['\r', '\n']).to_owned()))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).on("read", path),
     }
 }
 

@@ -40,7 +40,7 @@ pub struct Target {
 impl Target {
     /// The server of this instance.
     pub fn local(instance: &Instance) -> Result<Target> {
-        Ok(Target {
+        let target = Target {
             label: "this instance".into(),
             host: instance.address(),
             port: instance.port(),
@@ -48,7 +48,17 @@ impl Target {
             password: instance.password()?,
             database: "postgres".into(),
             timeout: instance.connect_timeout,
-        })
+        };
+        // A rotation was interrupted: which of the two passwords is in force only the server can say.
+        if let Some(next) = instance.next_password()?
+            && matches!(Db::connect(&target), Err(Error::SqlPassword { .. }))
+        {
+            let rotated = Target { password: Some(next), ..target.clone() };
+            if Db::connect(&rotated).is_ok() {
+                return Ok(rotated);
+            }
+        }
+        Ok(target)
     }
 
     fn at(&self) -> String {
@@ -212,6 +222,17 @@ impl Db {
         self.forget_others_errors();
         self.client.is_valid(Duration::from_secs(5)).is_ok()
     }
+}
+
+/// A text as a literal in SQL, whatever `standard_conforming_strings` says.
+pub fn literal(text: &str) -> String {
+    let quoted = text.replace('\\', "\\\\").replace('\'', "''");
+    if text.contains('\\') { format!(" E'{quoted}'") } else { format!("'{quoted}'") }
+}
+
+/// A name as an identifier in SQL.
+pub fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// The error and everything behind it, once each: tokio-postgres says "error connecting to server" and

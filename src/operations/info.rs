@@ -3,7 +3,7 @@
 use super::enslave::here;
 use super::enslave::there::{self, end_of_wal};
 use super::standby::{self, Lag};
-use super::{Context, job, promote};
+use super::{Context, job, plan, promote};
 use crate::error::Result;
 use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{Lsn, SystemId, Timeline};
@@ -46,6 +46,8 @@ pub struct Report {
     pub connections: Option<Connections>,
     /// Bytes of all databases.
     pub size_bytes: Option<i64>,
+    /// The plan whose settings it has.
+    pub plan: Option<String>,
     /// Data checksums are on.
     pub checksums: Option<bool>,
     /// When initdb made the cluster (or the one it is a copy of), in seconds since 1970: the upper half of its
@@ -132,6 +134,7 @@ pub fn run(context: Context) -> Result<Report> {
         role: if control.is_some() { "stopped" } else { "empty" },
         version: instance.program_version().ok().or(instance.data_version()?),
         build: instance.program("postgres").ok(),
+        plan: plan::recorded(&data_directory).unwrap_or_default().map(|plan| plan.plan),
         data_directory,
         service: instance.service.to_string(),
         system_id: control.as_ref().map(|c| c.system_id),

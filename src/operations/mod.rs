@@ -6,12 +6,16 @@ use crate::progress::Progress;
 
 pub mod activity;
 pub mod build_version;
+pub mod credentials;
 pub mod enslave;
 pub mod fence;
+pub mod forget;
 pub mod fork;
 pub mod info;
 pub mod job;
 pub mod logs;
+pub mod plan;
+pub mod primary;
 pub mod promote;
 pub mod standby;
 pub mod wait;

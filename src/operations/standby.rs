@@ -46,7 +46,7 @@ pub fn settings(
 
 /// libpq's format: host:port:database:user:password, with `\` and `:` escaped. Lines for other servers
 /// stay: the cluster here may go on following one of them if this does not work out.
-fn write_passfile(instance: &Instance, target: &Target, password: &Secret) -> Result<()> {
+pub fn write_passfile(instance: &Instance, target: &Target, password: &Secret) -> Result<()> {
     let escape = |text: &str| text.replace('\\', r"\\").replace(':', r"\:");
     durable::create_private_directory(&instance.state_directory)?;
     let whom = passfile_prefix(target);
@@ -263,6 +263,16 @@ pub fn primary_conninfo(db: &mut Db, data: &Path) -> Result<Option<Conninfo>> {
     text.filter(|t| !t.trim().is_empty()).map(|t| Conninfo::parse(&t)).transpose()
 }
 
+/// The same from the files alone, for when the server cannot be asked: those that an enslave writes.
+pub fn primary_conninfo_in_files(data: &Path) -> Result<Option<Conninfo>> {
+    let of = |name: &str| {
+        let text = fs::read_to_string(data.join(name)).ok()?;
+        crate::postgres::recovery::last_setting(&text, "primary_conninfo").filter(|t| !t.trim().is_empty())
+    };
+    let text = of("recovery.conf").or_else(|| of("postgresql.auto.conf"));
+    text.map(|t| Conninfo::parse(&t)).transpose()
+}
+
 /// The SQL address of the primary that a standby follows.
 pub fn primary_target(instance: &Instance, conninfo: &Conninfo, label: &str) -> Result<Option<Target>> {
     let Some(host) = conninfo.get("host") else { return Ok(None) };
@@ -296,7 +306,8 @@ fn password_from_passfile(instance: &Instance, host: &str, port: &str) -> Option
     })
 }
 
-fn fields_of(line: &str) -> Vec<String> {
+/// The fields of a line of a password file.
+pub fn fields_of(line: &str) -> Vec<String> {
     let (mut fields, mut escaped) = (vec![String::new()], false);
     for c in line.chars() {
         match c {

@@ -238,6 +238,9 @@ mod tests {
             ("backup_label.old", file, Keep),
             ("backup_manifest", file, Skip),
             ("postgresql.auto.conf", file, Keep),
+            // The plan goes with its settings, its journal stays.
+            ("pgmahout.plan", file, Keep),
+            (".pgmahout-plan-undo", file, Skip),
             ("postgresql.auto.conf.tmp", file, Skip),
             ("current_logfiles", file, Keep),
             ("current_logfiles.tmp", file, Skip),

@@ -4,10 +4,11 @@ pub mod backup;
 pub mod control;
 pub mod files;
 pub mod log;
+pub mod password;
+pub mod plan;
 pub mod records;
 pub mod recovery;
 pub mod release;
 pub mod time;
-
 pub mod version;
 pub mod wal;

@@ -204,7 +204,7 @@ pub fn config_quote(value: &str) -> String {
 
 /// The setting that a line of a configuration file makes: its name as written and its value. `None`
 /// for comments, empty lines and what cannot be read.
-fn setting(line: &str) -> Option<(&str, String)> {
+pub(super) fn setting(line: &str) -> Option<(&str, String)> {
     let line = line.trim_start();
     let end = line
         .find(|c: char| !(c.is_ascii_alphanumeric() || "_.$".contains(c) || !c.is_ascii()))

@@ -174,6 +174,13 @@ impl PgVersion {
         self.since(100_000)
     }
 
+    // ---- passwords
+
+    /// SCRAM-SHA-256 (10).
+    pub const fn has_scram(self) -> bool {
+        self.since(100_000)
+    }
+
     // ---- the log
 
     /// `pg_current_logfile()` (10).
