@@ -19,6 +19,7 @@ use crate::progress::{Progress, Voice, bytes_text, duration_text, time_text};
 use crate::settings::Settings;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use output::{answer, json_text, say, show, table};
+use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read, Write};

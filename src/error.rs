@@ -191,7 +191,7 @@ pub enum Error {
     /// `wal_level` is too low.
     WalLevel { at: String, level: String, wanted: &'static str },
     /// A standby still streams through the slot that is to be dropped.
-    SlotInUse { slot: String, standby: String },
+    SlotOfStandby { slot: String, standby: String },
     /// The source is older than replication.
     NoStreaming { at: String, version: String },
     /// All WAL senders are taken.
@@ -726,7 +726,7 @@ impl Error {
             Error::WalLevel { at, level, .. } => {
                 (Failed, format!("wal_level of {at} is {level}: no standby can follow"), "")
             }
-            Error::SlotInUse { slot, standby } => (
+            Error::SlotOfStandby { slot, standby } => (
                 Refused,
                 format!("the slot {slot} is in use: {standby} streams through it"),
                 "promote that standby, make it follow another one, or stop it first",

@@ -8,7 +8,7 @@ plans_file() {
 # plans FILTER [JQ-OPTION...]
 plans() {
     need yq
-    yq -r "$1" "${@:2}" "$(plans_file)" 2>/dev/null || die 1 "the plans in $(plans_file) cannot be read" "it is YAML: plan: {setting: value}"
+    yq -c . "$(plans_file)" 2>/dev/null | jq -er "$@" || die 1 "the plans in $(plans_file) cannot be read" "it is YAML: plan: {setting: value}"
 }
 
 plan_names() {
@@ -16,7 +16,7 @@ plan_names() {
 }
 
 check_plan() {
-    [[ $(plans 'has($p)' --arg p "$1") == true ]] || die 2 "there is no plan $1" "plans: $(plan_names)"
+    [[ $(plans 'has($p) | tostring' --arg p "$1") == true ]] || die 2 "there is no plan $1" "plans: $(plan_names)"
 }
 
 # As `pgmahout plan` reads them

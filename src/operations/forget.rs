@@ -33,6 +33,6 @@ pub fn run(context: Context, of: &str) -> Result<Report> {
         return Ok(report(false));
     }
     let dropped = process::wait_for(PATIENCE, || Ok(standby::drop_slot(&mut db, &slot)?.then_some(())))?;
-    dropped.ok_or_else(|| Error::SlotInUse { slot: slot.clone(), standby: of.to_owned() })?;
+    dropped.ok_or_else(|| Error::SlotOfStandby { slot: slot.clone(), standby: of.to_owned() })?;
     Ok(report(true))
 }
