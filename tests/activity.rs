@@ -82,10 +82,8 @@ fn ps_shows_what_the_sessions_do() {
         assert_eq!(waits["waiting_on"], Value::Null, "{waits}");
         assert!(of(sessions, idle).is_none(), "{sessions}");
         let order = pids_of(sessions);
-        assert!(
-            order.iter().position(|pid| *pid == open.into())
-                < order.iter().position(|p| *p == sleeper.into())
-        );
+        let place = |pid: i32| order.iter().position(|other| *other == i64::from(pid)).unwrap();
+        assert!(place(open) < place(sleeper), "{order:?}");
 
         let all = ask(&host, &["ps", "--all"]);
         let rests = of(&all["sessions"], idle).unwrap();
@@ -459,8 +457,8 @@ fn a_library_that_the_source_preloads_has_to_be_here() {
         target.agent(arguments).stdin(primary.blurb()).run().fails(1, &text, hint);
     }
     before.assert_unchanged(&target);
-    // Named on the command line or in a file that stays there, it is none of the copy's business.
-    primary.exec("ALTER SYSTEM SET shared_preload_libraries = ''");
+    // A library that is here as well is none of its business.
+    primary.exec("ALTER SYSTEM SET shared_preload_libraries = 'auto_explain'");
     primary.restart();
     target.enslave(&primary, &["--confirm", "db.1"]);
 }

@@ -146,15 +146,15 @@ fn waiting_sql(version: PgVersion) -> String {
         true => "coalesce(l.waitstart, a.query_start)",
         false => "a.query_start",
     };
+    // Whoever has a lock on the same object, conflicting or not.
+    let holders = "ARRAY(SELECT coalesce(h.pid, 0) FROM pg_locks h WHERE h.granted \
+        AND h.pid IS DISTINCT FROM l.pid AND (h.locktype, h.database, h.relation, h.page, h.tuple, h.virtualxid, \
+        h.transactionid, h.classid, h.objid, h.objsubid) IS NOT DISTINCT FROM (l.locktype, l.database, l.relation, \
+        l.page, l.tuple, l.virtualxid, l.transactionid, l.classid, l.objid, l.objsubid))";
     let blockers = match version.has_blocking_pids() {
-        true => "pg_blocking_pids(l.pid)",
-        // Whoever has a lock on the same object, conflicting or not.
-        false => {
-            "ARRAY(SELECT coalesce(h.pid, 0) FROM pg_locks h WHERE h.granted AND h.pid IS DISTINCT FROM l.pid \
-             AND (h.locktype, h.database, h.relation, h.page, h.tuple, h.virtualxid, h.transactionid, h.classid, \
-             h.objid, h.objsubid) IS NOT DISTINCT FROM (l.locktype, l.database, l.relation, l.page, l.tuple, \
-             l.virtualxid, l.transactionid, l.classid, l.objid, l.objsubid))"
-        }
+        // It does not know a standby's startup process, whose lock conflicts with every other.
+        true => format!("coalesce(nullif(pg_blocking_pids(l.pid), '{{}}'), {holders})"),
+        false => holders.to_owned(),
     };
     format!(
         "SELECT {}, extract(epoch FROM clock_timestamp() - {since})::float8, {blockers} \
