@@ -273,6 +273,8 @@ pub enum Error {
     PlanMemory { plan: String, wanted: u64, available: u64, total: u64 },
     /// The server does not start with a plan; `back` says why not even without it.
     PlanDoesNotStart { plan: String, why: String, back: Option<String> },
+    /// The server goes on with its old settings.
+    NotReloaded { limit: Duration },
     /// What stands in a file of ours is not ours.
     PlanFile { path: PathBuf, why: String },
     // ---- builds of PostgreSQL
@@ -972,6 +974,14 @@ impl Error {
                      with them it does not start either: {back}"
                 ),
                 "the server's log says why",
+            ),
+            Error::NotReloaded { limit } => (
+                Failed,
+                format!(
+                    "the server did not read its settings anew within {} s; nothing was changed",
+                    limit.as_secs()
+                ),
+                "its log says why; SELECT * FROM pg_file_settings WHERE error IS NOT NULL shows wrong lines",
             ),
             Error::PlanFile { path, why } => (
                 Failed,

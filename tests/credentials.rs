@@ -34,6 +34,17 @@ fn accepts(host: &Host, role: &str, password: &str) -> bool {
     }
 }
 
+/// pg_hba.conf with this method for everybody.
+fn method(host: &Host, method: &str) {
+    host.hba(method);
+    let path = host.data.join("pg_hba.conf");
+    let lines = std::fs::read_to_string(&path).unwrap();
+    host.account.write(&path, lines.replace("scram-sha-256", method), 0o600);
+    host.exec("SELECT pg_reload_conf()");
+    // Reloading is asynchronous.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+}
+
 fn text<'a>(answer: &'a Value, name: &str) -> &'a str {
     answer[name].as_str().unwrap_or_else(|| panic!("{name}: {answer}"))
 }
@@ -273,8 +284,7 @@ fn a_new_password_that_is_not_accepted_is_taken_back() {
     assert!(host.one("SELECT rolpassword FROM pg_authid WHERE rolname = 'dotcloud'").starts_with("SCRAM-"));
 
     host.exec("ALTER ROLE dotcloud VALID UNTIL '2001-01-01'");
-    host.hba("trust");
-    host.reload();
+    method(&host, "trust");
     let mut watcher = host.sql();
     let mut verifier = || -> String {
         watcher.query_one("SELECT rolpassword FROM pg_authid WHERE rolname = 'dotcloud'", &[]).unwrap().get(0)
@@ -283,11 +293,9 @@ fn a_new_password_that_is_not_accepted_is_taken_back() {
     // Let in by trust, but no client with a password is.
     let hba = host.data.join("pg_hba.conf");
     let lines = std::fs::read_to_string(&hba).unwrap();
-    let mut running = host.agent(&["credentials", "--rotate"]);
     let mut blocker = host.sql();
     blocker.batch_execute("BEGIN; LOCK TABLE pg_authid IN SHARE MODE").unwrap();
-    running = running.env("LC_ALL", "C");
-    let running = running.spawn();
+    let running = host.agent(&["credentials", "--rotate"]).spawn();
     until("ALTER ROLE waits", 20, || {
         host.one("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'ALTER ROLE%' AND wait_event_type = 'Lock'")
             == "1"
@@ -307,8 +315,7 @@ fn another_role_gets_another_password() {
         let (primary, standby) = pair(Pg::embedded(major));
         if encryption == "md5" {
             primary.append_conf("password_encryption = 'md5'\n");
-            primary.hba("md5");
-            primary.reload();
+            method(&primary, "md5");
         }
         standby.enslave(&primary, &[]);
         let role = r#"we"b 'shop"#;
@@ -341,8 +348,7 @@ fn another_role_gets_another_password() {
 fn a_server_that_trusts_everybody_is_asked_all_the_same() {
     let (mut primary, standby) = pair(Pg::embedded("18"));
     standby.enslave(&primary, &[]);
-    primary.hba("trust");
-    primary.reload();
+    method(&primary, "trust");
     let new = rotate(&mut primary);
     let before = password_file(&standby);
     let wrong = standby.agent(&["credentials", "--adopt"]).stdin("wrong").run();

@@ -72,7 +72,7 @@ fn a_plan_is_applied_shown_and_changed_for_another() {
         assert_eq!(report["pending_restart"], json!(["max_connections", "shared_buffers"]), "{report}");
         assert_eq!((started(&host), setting(&host, "work_mem")), (before, "6MB".into()));
         assert_eq!(show(&host)["pending_restart"], json!(["max_connections", "shared_buffers"]));
-        // The same again without it: now.
+        // What an earlier plan has left waiting is not forgotten.
         assert_eq!(apply(&host, "crane", "work_mem = 6MB")["restarted"], true);
         assert_eq!(
             (setting(&host, "max_connections"), setting(&host, "shared_buffers")),
@@ -135,6 +135,20 @@ fn what_a_plan_cannot_have_changes_nothing() {
     );
     assert_eq!(show(&host)["plan"], "dev");
     assert!(!marker.exists());
+}
+
+#[test]
+fn settings_that_the_server_cannot_read_are_not_called_applied() {
+    let site = Site::new();
+    let host = site.host("db.0").pg(Pg::embedded("18")).build();
+    host.append_conf("= what is this\n");
+    let before = snapshot(&host);
+    host.agent(&["plan", "ronin"]).stdin("work_mem = 3MB").run().fails(
+        1,
+        "the server did not read its settings anew within 10 s; nothing was changed",
+        "its log says why; SELECT * FROM pg_file_settings WHERE error IS NOT NULL shows wrong lines",
+    );
+    before.assert_unchanged(&host);
 }
 
 #[test]

@@ -77,14 +77,34 @@ impl Drop for Supervisor {
     }
 }
 
+/// Nothing is said: ~/supervisord.conf and its program `postgres` are found.
+fn supervised(site: &std::sync::Arc<Site>, name: &str) -> Host {
+    let said_nothing = site.host(name).pg(Pg::embedded("18")).yml("service", "").yml("start_command", "");
+    said_nothing.yml("stop_command", "").stopped().build()
+}
+
+#[test]
+fn a_plan_under_supervisor() {
+    let site = Site::new();
+    let host = supervised(&site, "db.0");
+    let _supervisor = Supervisor::start(&host);
+    let report = host.agent(&["--json", "plan", "crane"]).stdin("max_connections = 50").run().json();
+    assert_eq!(report["restarted"], true, "{report}");
+    assert_eq!(host.one("SHOW max_connections"), "50");
+    // supervisor goes on trying to start it.
+    let output = host.agent(&["plan", "ronin"]).stdin("wal_level = minimal").run();
+    assert_eq!(output.code, 1, "{output:?}");
+    output.says("it has its former settings again and accepts connections");
+    assert_eq!(
+        (host.one("SHOW max_connections"), host.one("SHOW wal_level")),
+        ("50".into(), "replica".into())
+    );
+}
+
 #[test]
 fn supervisor() {
     let site = Site::new();
-    let [first, second] = ["db.0", "db.1"].map(|name| {
-        // Nothing is said: ~/supervisord.conf and its program `postgres` are found.
-        let said_nothing = site.host(name).pg(Pg::embedded("18")).yml("service", "").yml("start_command", "");
-        said_nothing.yml("stop_command", "").stopped().build()
-    });
+    let [first, second] = ["db.0", "db.1"].map(|name| supervised(&site, name));
     let _supervisors = [Supervisor::start(&first), Supervisor::start(&second)];
     let config = second.agent(&["--json", "config"]).run().json();
     let service = config.as_array().unwrap().iter().find(|s| s["name"] == "service").unwrap().clone();

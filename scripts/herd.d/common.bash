@@ -24,17 +24,29 @@ warn() {
     printf ' !    %s\n' "$*" >&2
 }
 
-# Heroku's "Doing something... done, v7" in two halves; with --json only the answer is printed.
+# Heroku's "Doing something... done, v7" in two halves; with --json only the answer is printed. On a terminal a dot
+# every two seconds says that it goes on.
 doing() {
-    [[ -n $json ]] || printf '%s... ' "$1"
+    [[ -z $json ]] || return 0
+    printf '%s... ' "$1"
+    [[ -t 1 ]] || return 0
+    while sleep 2; do printf .; done &
+    dots=$!
+}
+
+no_more_dots() {
+    [[ -z ${dots:-} ]] || kill "$dots" 2>/dev/null || true
+    dots=""
 }
 
 done_with() {
+    no_more_dots
     [[ -n $json ]] || printf 'done%s\n' "${1:+, $1}"
 }
 
 # What stands where "done" would have stood
 not_done() {
+    no_more_dots
     [[ -n $json ]] || printf 'failed\n'
 }
 

@@ -131,13 +131,13 @@ pub fn apply(context: Context, wanted: &Plan, may_restart: bool) -> Result<Repor
     let outcome = alter_system(&mut db, wanted, &settings, &dropped).and_then(|()| reload(&mut db));
     if let Err(error) = outcome {
         undo(&data, &journal)?;
-        // Nothing had been reloaded, unless by somebody else.
+        // Most probably nothing had been reloaded.
         let _ = reload(&mut db);
         return Err(error);
     }
     let wait_for_restart = pending(&mut db)?;
-    let needed = wait_for_restart.iter().any(|name| journal.settings.contains_key(name));
-    let restarted = needed && may_restart;
+    // Also those that an earlier plan has left to the next restart.
+    let restarted = may_restart && !wait_for_restart.is_empty();
     if restarted {
         drop(db);
         progress.step(format!("restarting the server for {}", wait_for_restart.join(", ")));
@@ -264,15 +264,15 @@ fn name_in_sql(name: &str) -> String {
     name.split('.').map(identifier).collect::<Vec<_>>().join(".")
 }
 
-/// The server's processes read their settings, each at its next turn; back when this session's has.
+/// The server's processes read their settings, each at its next turn; back when this session's has. None does
+/// while a file of them cannot be read as a whole.
 fn reload(db: &mut Db) -> Result<()> {
+    let limit = Duration::from_secs(10);
     let loaded = "SELECT pg_conf_load_time()::text";
     let before: String = db.value(loaded, &[])?;
     db.rows("SELECT pg_reload_conf()", &[])?;
-    process::wait_for(Duration::from_secs(10), || {
-        Ok((db.value::<String>(loaded, &[])? != before).then_some(()))
-    })
-    .map(drop)
+    let read = process::wait_for(limit, || Ok((db.value::<String>(loaded, &[])? != before).then_some(())))?;
+    read.ok_or(Error::NotReloaded { limit })
 }
 
 fn pending(db: &mut Db) -> Result<Vec<String>> {
