@@ -70,7 +70,8 @@ def facts($all):
           elif $i == {} then "unknown"
           elif $i.job and $i.job.state == "running" then "preparing (\($i.job.verb) of \($i.job.source): \($i.job.doing))"
           elif $i.job then "\($i.job.verb) of \($i.job.source) \($i.job.state)\(if $i.job.error then ": \($i.job.error.message)" else "; run it again" end)"
-          elif $i.problem then "\($i.role): \($i.problem)"
+          elif $i.role == "unknown" then "unavailable: \($i.problem)"
+          elif $i.problem then "\($i.role), \($i.problem)"
           elif $i.role == "primary" then "available"
           elif $i.role == "standby" then (if $i.following.streaming then "following" else "following, but not streaming" end)
           else $i.role end)],
@@ -78,7 +79,7 @@ def facts($all):
         ["Data Size", ($i.size_bytes // empty | bytes)],
         ["PG Version", ($i.version // empty)],
         ["Connections", ($i.connections // empty | "\(.used) of \(.limit)")],
-        ["Fork/Follow", (if $i == {} or $i.error or $i.job then empty elif $i.no_follow then "unavailable: \($i.no_follow)" else "available" end)],
+        ["Fork/Follow", (if $i.connections == null or $i.job then empty elif $i.no_follow then "unavailable: \($i.no_follow)" else "available" end)],
         ["Following", ($i.following // empty | by_address(.primary))],
         ["Behind By", ($i.following // empty | .lag | lag)],
         ["Followers", ($i.followers // [] | select(. != []) | map(by_name(.name)

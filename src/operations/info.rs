@@ -18,7 +18,7 @@ pub struct Report {
     pub instance: String,
     /// Its app.
     pub app: Option<String>,
-    /// `primary`, `standby`, `stopped` or `empty` (no cluster).
+    /// `primary`, `standby`, `stopped`, `empty` (no cluster) or `unknown` (it runs, but does not answer).
     pub role: &'static str,
     /// The server's version, or the data directory's.
     pub version: Option<PgVersion>,
@@ -161,7 +161,10 @@ pub fn run(context: Context) -> Result<Report> {
     }
     match Db::connect(&Target::local(instance)?) {
         Ok(mut db) => ask(context, &mut db, &mut report)?,
-        Err(error) => report.problem = Some(error.to_string()),
+        Err(error) => {
+            report.role = "unknown";
+            report.problem = Some(error.to_string());
+        }
     }
     Ok(report)
 }

@@ -25,7 +25,7 @@ command_pg_credentials_rotate() {
         primary=$name
         must_answer "$primary"
     fi
-    [[ $(info "$primary" .role) == primary ]] || die 1 "$(label "$primary") is $(info "$primary" '.problem // .role'): it cannot change a password"
+    [[ $(info "$primary" .role) == primary ]] || die 1 "$(label "$primary") cannot change a password: $(info "$primary" '.problem // "it is \(.role)"')"
     # All that have its roles: its followers, and theirs
     mapfile -t followers < <(with_info | jq -r --arg p "$primary" '
         .databases as $all

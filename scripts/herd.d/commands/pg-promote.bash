@@ -48,7 +48,7 @@ command_pg_promote() {
             address=$(info "$target" '.following.primary // ""')
             old=$(by_address "$address")
             ;;
-        *) die 1 "$(label "$target") is $(info "$target" '.problem // .role'): it cannot be promoted" "herd pg:info tells more" ;;
+        *) die 1 "$(label "$target") cannot be promoted: $(info "$target" '.problem // "it is \(.role)"')" "herd pg:info tells more" ;;
     esac
     [[ $(info "$target" '.job.state // ""') != running ]] ||
         die 1 "$(label "$target") is still being made: $(info "$target" .job.doing)" "herd pg:wait $target tells when it is done"

@@ -37,7 +37,7 @@ command_pg_switchover() {
                 '[.databases[] | select(.info.system_id == $id and (.info.problem // "" | startswith("fenced: \($t) was promoted"))) | .name][0] // empty')
             [[ -n $old ]] || die 1 "$(label "$target") is a primary already, and no old primary waits to follow it" "herd pg:info shows all roles"
             ;;
-        *) die 1 "$(label "$target") is $(info "$target" '.problem // .role'): it cannot become the primary" "herd pg:info tells more" ;;
+        *) die 1 "$(label "$target") cannot become the primary: $(info "$target" '.problem // "it is \(.role)"')" "herd pg:info tells more" ;;
     esac
 
     # The variable first, and no process restarted yet: of all steps this is the one that can fail for reasons of its own
