@@ -373,12 +373,9 @@ deploy_instance() {
         umask 077
         mkdir -p "$2/.ssh"
         "$3" -a --delete "$1/code/" "$2/code/"
-        # The instance may have another password by now than the one it was built with
-        own=()
-        [[ ! -s $2/password ]] || own=(--exclude=/password)
         # Links last: what one points to is complete by then
-        "$3" -a --no-links --exclude={/code,/data,/logs,/environment.json,/supervisord.conf,/.bash_profile,/.ssh/known_hosts,/.ssh/authorized_keys} "${own[@]}" "$1/" "$2/"
-        "$3" -a --exclude={/code,/data,/logs,/environment.json,/supervisord.conf,/.bash_profile,/.ssh/known_hosts,/.ssh/authorized_keys} "${own[@]}" "$1/" "$2/"
+        "$3" -a --no-links --exclude={/code,/data,/logs,/environment.json,/supervisord.conf,/.bash_profile,/.ssh/known_hosts,/.ssh/authorized_keys} "$1/" "$2/"
+        "$3" -a --exclude={/code,/data,/logs,/environment.json,/supervisord.conf,/.bash_profile,/.ssh/known_hosts,/.ssh/authorized_keys} "$1/" "$2/"
         if [[ -f $1/.ssh/authorized_keys ]]; then
             touch "$2/.ssh/authorized_keys"
             # A last line without its end must not swallow the next one

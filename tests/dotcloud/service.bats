@@ -249,12 +249,11 @@ END
 
 @test "a push keeps the build's home and the instance's own files" {
     kept=$(dotcloud run www cat kept)
-    dotcloud run www 'mkdir -p data && echo mine >data/file && echo mine >own; echo mine >password; printf "ssh-ed25519 AAAA guest" >.ssh/authorized_keys; echo host >.ssh/known_hosts'
+    dotcloud run www 'mkdir -p data && echo mine >data/file && echo mine >own; printf "ssh-ed25519 AAAA guest" >.ssh/authorized_keys; echo host >.ssh/known_hosts'
     echo key-of-the-build >>"$DOTCLOUD_HOME/apps/shop/build/www/home/.ssh/authorized_keys"
-    echo built >"$DOTCLOUD_HOME/apps/shop/build/www/home/password"
     rm "$scene/www/sub dir/a  file"
     dotcloud push "$scene/www"
-    [ "$(dotcloud run www cat kept data/file own password)" = "$kept"$'\nmine\nmine\nmine' ]
+    [ "$(dotcloud run www cat kept data/file own)" = "$kept"$'\nmine\nmine' ]
     [ "$(dotcloud run www cat .ssh/authorized_keys)" = $'ssh-ed25519 AAAA guest\nkey-of-the-build' ]
     dotcloud run www '[ ! -e "code/sub dir/a  file" ] && grep -q host .ssh/known_hosts'
 }
