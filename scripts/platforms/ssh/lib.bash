@@ -221,8 +221,11 @@ run_here() {
         exec 8<&-
         set -- "$(look '.processes[$p][$k]' --arg p "$1" --arg k "$2")" "${3:-}" "$BASH"
         while IFS= read -r -d ''; do
-            # Some names are bash's own and read-only, such as UID
-            export "${REPLY?}" 2>/dev/null || true
+            # Bash's own; to set a read-only one would end it
+            case ${REPLY%%=*} in
+                UID | EUID | PPID | SHELLOPTS | BASH*) continue ;;
+            esac
+            export "${REPLY?}"
         done < <(of_config '.config | to_entries[] | "\(.key)=\(.value)\u0000"' -j)
         [[ -z $2 ]] || export COUNT=$2
         exec "$3" -c "$1" </dev/null >&2
