@@ -4,7 +4,9 @@
 # which the instances' account cannot enter.
 
 set_scene() {
-    local name root=$BATS_TEST_DIRNAME/../..
+    local name here root
+    here=$(dirname "${BASH_SOURCE[0]}")
+    root=$here/../..
     for name in jq yq supervisord rsync python3 ssh flock; do
         command -v "$name" >/dev/null || { echo "$name is missing: run scripts/bootstrap" >&2 && return 1; }
     done
@@ -12,9 +14,9 @@ set_scene() {
     checkout="$scene/check out 100%"
     mkdir -p "$checkout/scripts" "$scene/state dir; it's 100% \$HOME" "$scene/here"
     chmod 755 "$scene"
-    cp -a "$root/scripts/dotcloud" "$root/scripts/dotcloud.d" "$checkout/scripts/"
+    cp -a "$root/scripts/dotcloud" "$root/scripts/dotcloud.d" "$root/scripts/platforms" "$checkout/scripts/"
     cp -a "$root/recipe" "$root/dotcloud.yml" "$checkout/"
-    cp -a "$BATS_TEST_DIRNAME/fixtures/www" "$scene/www"
+    cp -a "$here/fixtures/www" "$scene/www"
     export scene checkout DOTCLOUD_HOME="$scene/state dir; it's 100% \$HOME"
     unset DOTCLOUD_USER
 }
