@@ -270,7 +270,7 @@ PYTHON
         verb blurb db.0 >/dev/null
         verb url db.0 >/dev/null
         touch "$scene/stop" && wait "$watcher"
-        cat "$scene/seen"
+        sort -u "$scene/seen" | head -n 5
         [ ! -s "$scene/seen" ]
         run verb releases
         [[ $output != *"$secret"* ]]
