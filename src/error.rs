@@ -1316,7 +1316,7 @@ impl Error {
                 )
             }
             Error::LibraryMissing { library, source, .. } => format!(
-                "install it here, take the build of {source} (pgmahout build-version --from-blurb), or take \
+                "install it here, take the build of {source} (build-version --from-blurb --rebuild), or take \
                  {library} out of its shared_preload_libraries and restart it"
             ),
             _ => hint.to_owned(),
