@@ -65,7 +65,8 @@ call_platform() (
         echo "there is no executable $platform_directory/$verb" >&2
         exit 127
     }
-    HERD_APP=$app timeout --kill-after=5 "$limit" "$platform_directory/$verb" "$@" <&0 &
+    # A daemon that is started by it must not hold our own descriptors open
+    HERD_APP=$app timeout --kill-after=5 "$limit" "$platform_directory/$verb" "$@" <&0 3>&- 4>&- &
     pid=$!
     if [[ -z ${uninterruptible:-} ]]; then
         trap 'kill "$pid" 2>/dev/null; exit 130' INT
