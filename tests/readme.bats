@@ -42,3 +42,17 @@ commands_of() {
     [[ $output == *"db.0 streams from db.1: no data moved"* ]]
     [[ $output == *$'\n1001\n'* ]]
 }
+
+@test "the herd's commands work as printed" {
+    commands_of "The herd" >"$BATS_TEST_TMPDIR/commands"
+    [ "$(grep -c ^herd "$BATS_TEST_TMPDIR/commands")" -ge 15 ]
+    cd "$clone"
+    PATH=$clone/scripts:$PATH run bash -e -o pipefail "$BATS_TEST_TMPDIR/commands"
+    echo "$output"
+    [ "$status" -eq 0 ]
+    [[ $output == *"HEROKU_POSTGRESQL_AQUA_URL is the primary"* ]]
+    [[ $output == *"Promoting HEROKU_POSTGRESQL_BLACK_URL to DATABASE_URL... done"* ]]
+    [[ $output == *"HEROKU_POSTGRESQL_AMBER_URL follows HEROKU_POSTGRESQL_BLACK_URL now (no data moved"* ]]
+    [[ $output == *"HEROKU_POSTGRESQL_AQUA_URL follows HEROKU_POSTGRESQL_BLACK_URL now"* ]]
+    [[ $output == *"Rotating the password of dotcloud on HEROKU_POSTGRESQL_BLACK_URL... done"* ]]
+}

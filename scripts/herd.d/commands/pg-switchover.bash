@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
-# Usage: herd pg:switchover DB [--confirm APP] [--json]
+# Usage: herd pg:switchover DB [--timeout SECONDS] [--confirm APP] [--json]
 # Summary: exchange the roles of the primary and a follower, losing no commit
 #
 # For planned work. The primary is stopped cleanly, the follower replays all that
@@ -12,15 +12,29 @@
 # A follower that is more than 64 MB behind is refused, as the app would have to
 # wait for it.
 #
+# Options:
+#   --timeout SECONDS   that the follower may take to receive and replay the last
+#                       of the WAL; then the old primary is started again (60)
+#
 # Example:
 #   herd pg:switchover GOLD
 
 command_pg_switchover() {
-    local target="" argument address="" old="" release="" before follow_old="" followers=() others failed=0 behind begin
-    for argument; do
-        [[ $argument != -* ]] || usage_error "unknown option $argument"
-        [[ -z $target ]] || usage_error "switchover wants one database"
-        target=$argument
+    local target="" address="" old="" release="" before followers=() others failed=0 behind begin limit=60
+    while (($#)); do
+        case $1 in
+            --timeout)
+                [[ ${2:-} =~ ^[1-9][0-9]{0,4}$ ]] || usage_error "--timeout wants a number of seconds"
+                limit=$2
+                shift
+                ;;
+            -*) usage_error "unknown option $1" ;;
+            *)
+                [[ -z $target ]] || usage_error "switchover wants one database"
+                target=$1
+                ;;
+        esac
+        shift
     done
     [[ -n $target ]] || usage_error "which follower becomes the primary?"
     use_platform
@@ -53,7 +67,6 @@ command_pg_switchover() {
     say "$(label "$target") is the primary${release:+, v$release}"
 
     find_followers "$address" "$target"
-    follow_old=yes
     [[ " ${followers[*]-} " == *" $old "* ]] || followers+=("$old")
     hand_over "$target" || failed=1
     if [[ -n $json ]]; then
@@ -84,7 +97,7 @@ exchange() {
     local release_back
     trap '' INT TERM HUP
     uninterruptible=yes
-    if ! blurb_of "$old" | agent "$longest" "$target" promote --fence 2> >(steps_of "$target") >/dev/null; then
+    if ! blurb_of "$old" | agent "$longest" "$target" promote --fence --timeout "$limit" 2> >(steps_of "$target") >/dev/null; then
         release_back=$(printf %s "$before" | jq -cRs '{DATABASE_URL: .}' | config_set "Undo the switchover to $(label "$target")") ||
             warn "DATABASE_URL could not be set back; do it: herd pg:promote $old"
         agent "$answer_timeout" "$old" wait --timeout "$answer_timeout" </dev/null >/dev/null 2>&1 ||
