@@ -10,8 +10,8 @@ die() {
         jq -cn --arg m "$2" --arg h "${3:-}" --argjson e "$1" \
             '{error: {message: $m, hint: (if $h == "" then null else $h end), exit: $e}}' >&3
     else
-        printf ' !    %s\n' "$2" >&2
-        [[ -z ${3:-} ]] || printf ' !    %s\n' "$3" >&2
+        warn "$2"
+        [[ -z ${3:-} ]] || warn "$3"
     fi
     exit "$1"
 }
@@ -20,8 +20,10 @@ usage_error() {
     die 2 "$1" "${2:-herd ${command:-} --help}"
 }
 
+# Much of it is what others have answered: no terminal takes orders from them
 warn() {
-    printf ' !    %s\n' "$*" >&2
+    local text=$*
+    printf ' !    %s\n' "${text//[[:cntrl:]]/ }" >&2
 }
 
 # Heroku's "Doing something... done, v7" in two halves; with --json only the answer is printed. On a terminal a dot
@@ -116,6 +118,7 @@ version() {
 make_work_directory() {
     umask 077
     work=$(mktemp -d "${TMPDIR:-/tmp}/herd.XXXXXX")
+    mkdir "$work/groups"
     trap clean_up EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
@@ -123,8 +126,16 @@ make_work_directory() {
 
 # Whatever still runs for us, and what it wrote.
 clean_up() {
-    local status=$? pids
+    local status=$? pids pid i
     trap '' INT TERM HUP
+    # Process groups of the platform's verbs: half a second to end by themselves
+    for ((i = 0; i < 10; i++)); do
+        mapfile -t pids < <(cd "$work/groups" && printf -- '-%s\n' [0-9]*)
+        [[ ${pids[0]} != "-[0-9]*" ]] && kill -0 -- "${pids[@]}" 2>/dev/null || break
+        ((i > 0)) || kill -- "${pids[@]}" 2>/dev/null || true
+        sleep 0.05
+    done
+    ((i < 10)) || kill -KILL -- "${pids[@]}" 2>/dev/null || true
     mapfile -t pids < <(jobs -p)
     ((${#pids[@]} == 0)) || kill "${pids[@]}" 2>/dev/null || true
     rm -rf -- "$work"
