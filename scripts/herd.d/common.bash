@@ -124,7 +124,7 @@ make_work_directory() {
     trap 'exit 143' TERM HUP
 }
 
-# Whatever still runs for us, and what it wrote.
+# Whatever still runs for us, and what it wrote. $unfinished: what to say when the command ends before it is through.
 clean_up() {
     local status=$? pids pid i
     trap '' INT TERM HUP
@@ -139,17 +139,20 @@ clean_up() {
     mapfile -t pids < <(jobs -p)
     ((${#pids[@]} == 0)) || kill "${pids[@]}" 2>/dev/null || true
     rm -rf -- "$work"
+    ((status == 0)) || [[ -z ${unfinished:-} ]] || warn "$unfinished"
     exit "$status"
 }
 
-# Heroku's typed confirmation: --confirm APP, or the app's name on a terminal. The lines before it say why.
+# confirm_app REASON LINE...: Heroku's typed confirmation: --confirm APP, or the app's name on a terminal. The lines
+# say why; the reason is the refusal's.
 confirm_app() {
-    local line answer=""
+    local reason=$1 line answer=""
+    shift
     [[ $confirmed == "$app" ]] && return
     [[ -z $confirmed ]] || die 3 "--confirm $confirmed does not match the app $app; nothing was done"
     if [[ -n $json || ! -t 0 ]]; then
         for line; do [[ -n $json ]] || warn "$line"; done
-        die 3 "nothing was done: $1" "To proceed, re-run this command with --confirm $app"
+        die 3 "nothing was done: $reason" "To proceed, re-run this command with --confirm $app"
     fi
     for line; do warn "$line"; done
     warn "To proceed, type \"$app\" or re-run this command with --confirm $app"

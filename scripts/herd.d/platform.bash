@@ -142,7 +142,7 @@ agent() {
     ((patience >= 0)) || kill "$reader" 2>/dev/null || true
     # A login profile may have printed before it
     answer=$(tail -n 1 "$answer" | tr -d '\0')
-    if ((status == 0)) && jq -se "length == 1 and (.[0] | ${shape:-type == \"object\"})" <<<"$answer" >/dev/null 2>&1; then
+    if ((status == 0)) && jq -se "length == 1 and (.[0] | ${shape:-type == \"object\" or type == \"array\"})" <<<"$answer" >/dev/null 2>&1; then
         printf '%s\n' "$answer"
         return
     fi
