@@ -118,6 +118,8 @@ pub enum Error {
     ChildTooSlow { program: String, limit: Duration },
     /// Another pgmahout works on this instance.
     Locked { path: PathBuf, holder: String },
+    /// This server was stopped for its successor, and stays down.
+    Fenced { instance: String, why: String },
     /// An interrupt came.
     Interrupted,
     /// An operation runs in the background of this instance.
@@ -564,6 +566,9 @@ impl Error {
             ),
             Error::Interrupted => {
                 (Exit::Interrupted, "interrupted".to_owned(), "run the same command again to complete it")
+            }
+            Error::Fenced { instance, why } => {
+                (Failed, format!("{instance} is stopped and stays down: {}", printable(why)), "")
             }
             Error::JobRuns { verb, source_name, pid } => (
                 Failed,
@@ -1311,7 +1316,7 @@ impl Error {
                 )
             }
             Error::LibraryMissing { library, source, .. } => format!(
-                "install it here, take the build of {source} (pgmahout build-version --from-blurb), or take \
+                "install it here, take the build of {source} (build-version --from-blurb --rebuild), or take \
                  {library} out of its shared_preload_libraries and restart it"
             ),
             _ => hint.to_owned(),

@@ -449,7 +449,7 @@ fn a_library_that_the_source_preloads_has_to_be_here() {
          not start",
         directory.display()
     );
-    let hint = "install it here, take the build of the source (pgmahout build-version --from-blurb), or take \
+    let hint = "install it here, take the build of the source (build-version --from-blurb --rebuild), or take \
                 $libdir/pg_stat_statements out of its shared_preload_libraries and restart it";
     for arguments in
         [&["enslave", "--confirm", "db.1"][..], &["enslave", "--dry-run"], &["fork", "--confirm", "db.1"]]

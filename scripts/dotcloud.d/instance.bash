@@ -358,8 +358,19 @@ wait_until_ready() {
 }
 
 # Restarts the programs with the environment of now.
+# A supervisord whose settings are still the same goes on, and so its programs are away for a moment only.
 restart_programs() {
+    local settings=$app_directory/$1/home/supervisord.conf before
     say "restarting $1"
+    if daemon_pid "$1" supervisord >/dev/null && daemon_pid "$1" sshd >/dev/null; then
+        before=$(as_account / sha256sum "$settings")
+        write_files "$1"
+        if [[ $(as_account / sha256sum "$settings") == "$before" ]] &&
+            supervisorctl_timeout=$stop_timeout supervisorctl_of "$1" restart all >/dev/null 2>&1; then
+            wait_until_ready "$1"
+            return
+        fi
+    fi
     stop_programs "$1" "$stop_timeout"
     start_instance "$1"
 }

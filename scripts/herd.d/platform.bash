@@ -82,12 +82,13 @@ call_platform() (
         echo "there is no executable $platform_directory/$verb" >&2
         exit 127
     }
+    # A daemon that is started by it must not hold our own descriptors open
     HERD_APP=$app timeout --kill-after=5 "$limit" "$platform_directory/$verb" "$@" <&0 3>&- 4>&- &
     pid=$!
     { : >"$work/groups/$pid"; } 2>/dev/null || true
     if [[ -z ${uninterruptible:-} ]]; then
-        trap 'interrupted 130' INT
-        trap 'interrupted 143' TERM HUP
+        trap 'interrupted 130 "$pid"' INT
+        trap 'interrupted 143 "$pid"' TERM HUP
     fi
     # Bash's own words about a signal are nobody's answer
     wait "$pid" 2>/dev/null || status=$?
@@ -102,7 +103,7 @@ call_platform() (
 # Nobody is to take that for an answer
 interrupted() {
     { : >"$work/interrupted"; } 2>/dev/null || true
-    kill "$pid" 2>/dev/null
+    kill "$2" 2>/dev/null
     exit "$1"
 }
 

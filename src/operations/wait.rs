@@ -32,6 +32,11 @@ pub fn run(context: Context, limit: Duration) -> Result<Report> {
     let started = Instant::now();
     let instance = context.instance;
     let limit = job::wait(context, limit)?;
+    if instance.running().is_none()
+        && let Ok(why) = std::fs::read_to_string(instance.fence_file())
+    {
+        return Err(Error::Fenced { instance: instance.name.clone(), why: why.trim().to_owned() });
+    }
     let begin = Instant::now();
     let mut db = standby::connect_when_ready(context, limit)?;
     let name = instance.name.clone();

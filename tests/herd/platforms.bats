@@ -270,7 +270,7 @@ PYTHON
         verb blurb db.0 >/dev/null
         verb url db.0 >/dev/null
         touch "$scene/stop" && wait "$watcher"
-        cat "$scene/seen"
+        sort -u "$scene/seen" | head -n 5
         [ ! -s "$scene/seen" ]
         run verb releases
         [[ $output != *"$secret"* ]]
@@ -428,7 +428,8 @@ YAML
 
 @test "ssh: a host whose key is another one is not trusted" {
     over ssh
-    sed -i 's/AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9]\{4\}/AAAAC3NzaC1lZDI1NTE5AAAAIAAAA/' "$scene/here/known hosts"
+    ssh-keygen -q -t ed25519 -N "" -f "$scene/other"
+    sed -i "s|ssh-ed25519 .*|$(<"$scene/other.pub")|" "$scene/here/known hosts"
     fails 255 "Host key verification failed." run db.0 true
     : >"$scene/here/known hosts"
     fails 255 "Host key verification failed." run db.0 true

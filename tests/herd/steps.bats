@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2016,SC2030,SC2031,SC2034,SC2094,SC2154
+# shellcheck shell=bash disable=SC2016,SC2030,SC2031,SC2034,SC2094,SC2153,SC2154
 # herd's commands when one of their steps fails: what was done before it, in which order, what is undone, what is said,
 # and that the same command run again completes it. The platform is fixtures/broken.
 
@@ -16,7 +16,7 @@ teardown_file() {
 
 setup() {
     all_is_well
-    limit=20 runner=()
+    limit=20 runner=() leaves=""
 }
 
 # What a message begins with that says the platform is at fault
