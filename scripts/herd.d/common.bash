@@ -10,6 +10,7 @@ die() {
         jq -cn --arg m "$2" --arg h "${3:-}" --argjson e "$1" \
             '{error: {message: $m, hint: (if $h == "" then null else $h end), exit: $e}}' >&3
     else
+        not_done
         warn "$2"
         [[ -z ${3:-} ]] || warn "$3"
     fi
@@ -31,6 +32,7 @@ warn() {
 doing() {
     [[ -z $json ]] || return 0
     printf '%s... ' "$1"
+    open_line=yes
     [[ -t 1 ]] || return 0
     while sleep 2; do printf .; done &
     dots=$!
@@ -43,13 +45,18 @@ no_more_dots() {
 
 done_with() {
     no_more_dots
+    open_line=""
     [[ -n $json ]] || printf 'done%s\n' "${1:+, $1}"
 }
 
-# What stands where "done" would have stood
+# What stands where "done" would have stood, once; whoever ends the command within $(...) may have said it
 not_done() {
     no_more_dots
-    [[ -n $json ]] || printf 'failed\n'
+    [[ -n ${open_line:-} ]] || return 0
+    open_line=""
+    [[ ! -e $work/not_done ]] || return 0
+    : >"$work/not_done"
+    printf 'failed\n' >&3
 }
 
 say() {
