@@ -10,8 +10,9 @@ die() {
         jq -cn --arg m "$2" --arg h "${3:-}" --argjson e "$1" \
             '{error: {message: $m, hint: (if $h == "" then null else $h end), exit: $e}}' >&3
     else
-        printf ' !    %s\n' "$2" >&2
-        [[ -z ${3:-} ]] || printf ' !    %s\n' "$3" >&2
+        not_done
+        warn "$2"
+        [[ -z ${3:-} ]] || warn "$3"
     fi
     exit "$1"
 }
@@ -20,8 +21,10 @@ usage_error() {
     die 2 "$1" "${2:-herd ${command:-} --help}"
 }
 
+# Much of it is what others have answered: no terminal takes orders from them
 warn() {
-    printf ' !    %s\n' "$*" >&2
+    local text=$*
+    printf ' !    %s\n' "${text//[[:cntrl:]]/ }" >&2
 }
 
 # Heroku's "Doing something... done, v7" in two halves; with --json only the answer is printed. On a terminal a dot
@@ -29,6 +32,7 @@ warn() {
 doing() {
     [[ -z $json ]] || return 0
     printf '%s... ' "$1"
+    open_line=yes
     [[ -t 1 ]] || return 0
     while sleep 2; do printf .; done &
     dots=$!
@@ -41,13 +45,18 @@ no_more_dots() {
 
 done_with() {
     no_more_dots
+    open_line=""
     [[ -n $json ]] || printf 'done%s\n' "${1:+, $1}"
 }
 
-# What stands where "done" would have stood
+# What stands where "done" would have stood, once; whoever ends the command within $(...) may have said it
 not_done() {
     no_more_dots
-    [[ -n $json ]] || printf 'failed\n'
+    [[ -n ${open_line:-} ]] || return 0
+    open_line=""
+    [[ ! -e $work/not_done ]] || return 0
+    : >"$work/not_done"
+    printf 'failed\n' >&3
 }
 
 say() {
@@ -116,29 +125,41 @@ version() {
 make_work_directory() {
     umask 077
     work=$(mktemp -d "${TMPDIR:-/tmp}/herd.XXXXXX")
+    mkdir "$work/groups"
     trap clean_up EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
 }
 
-# Whatever still runs for us, and what it wrote.
+# Whatever still runs for us, and what it wrote. $unfinished: what to say when the command ends before it is through.
 clean_up() {
-    local status=$? pids
+    local status=$? pids pid i
     trap '' INT TERM HUP
+    # Process groups of the platform's verbs: half a second to end by themselves
+    for ((i = 0; i < 10; i++)); do
+        mapfile -t pids < <(cd "$work/groups" && printf -- '-%s\n' [0-9]*)
+        [[ ${pids[0]} != "-[0-9]*" ]] && kill -0 -- "${pids[@]}" 2>/dev/null || break
+        ((i > 0)) || kill -- "${pids[@]}" 2>/dev/null || true
+        sleep 0.05
+    done
+    ((i < 10)) || kill -KILL -- "${pids[@]}" 2>/dev/null || true
     mapfile -t pids < <(jobs -p)
     ((${#pids[@]} == 0)) || kill "${pids[@]}" 2>/dev/null || true
     rm -rf -- "$work"
+    ((status == 0)) || [[ -z ${unfinished:-} ]] || warn "$unfinished"
     exit "$status"
 }
 
-# Heroku's typed confirmation: --confirm APP, or the app's name on a terminal. The lines before it say why.
+# confirm_app REASON LINE...: Heroku's typed confirmation: --confirm APP, or the app's name on a terminal. The lines
+# say why; the reason is the refusal's.
 confirm_app() {
-    local line answer=""
+    local reason=$1 line answer=""
+    shift
     [[ $confirmed == "$app" ]] && return
     [[ -z $confirmed ]] || die 3 "--confirm $confirmed does not match the app $app; nothing was done"
     if [[ -n $json || ! -t 0 ]]; then
         for line; do [[ -n $json ]] || warn "$line"; done
-        die 3 "nothing was done: $1" "To proceed, re-run this command with --confirm $app"
+        die 3 "nothing was done: $reason" "To proceed, re-run this command with --confirm $app"
     fi
     for line; do warn "$line"; done
     warn "To proceed, type \"$app\" or re-run this command with --confirm $app"

@@ -6,15 +6,23 @@
 # One JSON for all of it in $databases:
 #   {app, release, config, databases: [{name, state, address, attachments: [COLOUR…], current}], strays: [NAME…]}
 load_databases() {
-    local config instances
+    local config instances twice
     config=$(platform config-list)
-    jq -e '(.release | type == "number" or . == null) and (.config | type == "object" and all(.[]; type == "string"))' \
-        <<<"$config" >/dev/null 2>&1 || misbehaved config-list "it answered no JSON with release and config"
+    check_config <<<"$config"
     instances=$(platform instances)
-    if [[ -n $instances ]] && grep -qvP '^[A-Za-z0-9][A-Za-z0-9._-]*\t(running|stopped|degraded|unknown)\t[^\t ]+:[0-9]+$' <<<"$instances"; then
-        misbehaved instances "it answered a line that is not NAME, STATE and HOST:PORT"
+    if [[ -n $instances ]]; then
+        ! grep -qvP '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\t(running|stopped|degraded|unknown)\t[][A-Za-z0-9._:%-]+:[0-9]{1,5}$' <<<"$instances" ||
+            misbehaved instances "it answered a line that is not NAME, STATE and HOST:PORT"
+        twice=$(awk -F '\t' '!found && (names[$1]++ || addresses[$3]++) { print $1 " at " $3; found = 1 }' <<<"$instances")
+        [[ -z $twice ]] || misbehaved instances "it answered $twice, whose name or address another line has too"
     fi
-    databases=$(jq -c -L "$library" --arg app "$app" --arg instances "$instances" 'include "herd"; databases($app; $instances)' <<<"$config")
+    databases=$(jq -c -L "$library" --arg app "$app" --rawfile instances <(printf %s "$instances") 'include "herd"; databases($app; $instances)' <<<"$config")
+}
+
+# What config-list answered, on stdin
+check_config() {
+    jq -se 'length == 1 and (.[0] | (.release | type == "number" or . == null) and (.config | type == "object" and all(.[]; type == "string")))' \
+        >/dev/null 2>&1 || misbehaved config-list "it answered no JSON with release and config"
 }
 
 # about FILTER [JQ-OPTION...]: of $databases
@@ -48,12 +56,18 @@ attached() {
     about '[.databases[] | select(.attachments != [] or .current)] | .[].name'
 }
 
+# What an info must be for all that is read from it here; null where nothing is known
+info_shape='def null_or($t): . == null or type == $t; def list: null_or("array") and all(.[]?; type == "object");
+    type == "object" and (.instance, .role | type == "string") and (.following, .job, .connections | null_or("object"))
+    and (.system_id, .problem, .no_follow, .plan, .version, .following.primary | null_or("string")) and (.followers, .slots | list)
+    and (.size_bytes, .created, .following.lag.bytes, .following.lag.seconds | null_or("number"))'
+
 # ask_all INSTANCE...: `pgmahout info` of all at once; their answers in $work/info.NAME, with an error in its place
 # {"error": {message, hint, exit}} for those that gave none.
 ask_all() {
     local name pids=() pid
     for name; do
-        (ask "$name" info >"$work/info.$name" || jq -c '{error: .}' "$work/error.$name" >"$work/info.$name") &
+        (shape=$info_shape ask "$name" info >"$work/info.$name" || jq -c '{error: .}' "$work/error.$name" >"$work/info.$name") &
         pids+=($!)
     done
     for pid in ${pids[@]+"${pids[@]}"}; do wait "$pid" || true; done
@@ -98,9 +112,12 @@ blurb_of() {
 # url_of INSTANCE: what the app connects with
 url_of() {
     local url address credentials
-    url=$(platform url "$1")
-    if [[ -z $url ]]; then
-        address=$(about '.databases[] | select(.name == $n) | .address' --arg n "$1")
+    url=$(platform url "$1") || return
+    address=$(about '.databases[] | select(.name == $n) | .address' --arg n "$1")
+    if [[ -n $url ]]; then
+        [[ ${#url} -lt 10000 && $url != *[[:space:][:cntrl:]]* && $(printf %s "$url" | jq -rRs -L "$library" 'include "herd"; address') == "$address" ]] ||
+            misbehaved url "it answered no URL of $1 at $address"
+    else
         credentials=$(ask "$1" credentials) || die_of "$1"
         url=$(jq -r --arg a "$address" '"postgres://\(.user | @uri):\(.password | @uri)@\($a)/\(.database | @uri)"' <<<"$credentials")
     fi
@@ -168,13 +185,13 @@ shown_by_agent() {
     load_databases
     resolve "$wanted"
     printf -v words '%q ' pgmahout ${json:+--json} "$verb" "$@"
-    call_platform "$platform_timeout" run "$instance" "${words% }" </dev/null 2>"$work/stderr.$instance" || status=$?
+    call_platform "$platform_timeout" run "$instance" "${words% }" </dev/null 2>"$work/stderr.$instance" | plain || status=$?
     case $status in
-        0) sed '/^$/d' "$work/stderr.$instance" >&2 ;;
+        0) sed '/^$/d' "$work/stderr.$instance" | plain >&2 ;;
         124 | 127 | 137 | 255) die "$(agent_error "$instance" "$status" "$platform_timeout" "" | tee "$work/error.$instance" | jq .exit)" "$(jq -r .message "$work/error.$instance")" "$(jq -r '.hint // ""' "$work/error.$instance")" ;;
         # It has said why, in its own words
         *)
-            sed -e 's/^pgmahout: / !    /' -e 's/^hint: / !    /' "$work/stderr.$instance" >&2
+            sed -e 's/^pgmahout: / !    /' -e 's/^hint: / !    /' "$work/stderr.$instance" | plain >&2
             exit "$status"
             ;;
     esac

@@ -42,7 +42,7 @@ hand_over() {
             jq -c --arg n "$name" '{instance: $n, report: .}' "$work/out.$name" >>"$work/followers"
         else
             warn "$(label "$name") does not follow: $(jq -r .message "$work/error.$name")"
-            warn "$(jq -r '.hint // ""' "$work/error.$name"); then herd pg:follow $name --of $target"
+            warn "$(jq -r '.hint // "mend that" | if . == "" then "mend that" else . end' "$work/error.$name"); then herd pg:follow $name --of $target"
             jq -c --arg n "$name" '{instance: $n, error: .}' "$work/error.$name" >>"$work/followers"
         fi
     done

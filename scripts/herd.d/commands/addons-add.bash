@@ -57,18 +57,21 @@ command_addons_add() {
         [[ -z $(info "$source" '.no_follow // ""') ]] ||
             die 1 "$(label "$source") can be neither followed nor forked: $(info "$source" .no_follow)"
         plan=$(info "$source" '.plan // ""')
+        blurb_of "$source" >"$work/blurb"
     fi
 
     doing "Adding heroku-postgresql${plan:+:$plan} on $app"
     instance=$(platform provision "${plan:-none}") || exit
     [[ $instance =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || misbehaved provision "it answered no name of an instance"
+    unfinished="the new instance $instance is there, attached to nothing: herd addons:attach $instance, or herd addons:remove $instance"
     load_databases
-    [[ -n $(about '.databases[] | select(.name == $n and .attachments == [] and (.current | not)) | .name' --arg n "$instance") ]] ||
+    [[ -n $(about '.databases[] | select(.name == $n and .attachments == [] and (.current | not)) | .name' --arg n "$instance") ]] || {
+        unfinished=""
         misbehaved provision "it answered $instance, which is not listed or belongs to somebody already"
+    }
     # From here on what fails takes the instance away again, once it is known to hold nothing
     must_be_new "$instance"
     if [[ -n $verb ]]; then
-        blurb_of "$source" >"$work/blurb"
         agent "$longest" "$instance" "$verb" --background <"$work/blurb" >/dev/null 2>&1 || take_back "$instance"
         # It will have the roles of its source, at its own address
         url=$(url_like "$source" "$instance")
@@ -77,7 +80,11 @@ command_addons_add() {
         url=$(url_of "$instance")
     fi
     release=$(printf %s "$url" | jq -cRs --arg v "$variable" --argjson first "$([[ -z $verb && -z $(about '.config.DATABASE_URL // ""') ]] && echo true || echo false)" \
-        '{($v): .} + (if $first then {DATABASE_URL: .} else {} end)' | config_set "Attach HEROKU_POSTGRESQL_$colour")
+        '{($v): .} + (if $first then {DATABASE_URL: .} else {} end)' | config_set "Attach HEROKU_POSTGRESQL_$colour") || {
+        not_done
+        exit 1
+    }
+    unfinished=""
     done_with "v$release"
     say "Attached as HEROKU_POSTGRESQL_$colour"
     case $verb in
@@ -93,11 +100,15 @@ command_addons_add() {
 # What the platform gave must hold nothing: somebody's data must not be attached, let alone taken back
 must_be_new() {
     ask_all "$1"
-    [[ $(info "$1" 'has("error")') == false ]] ||
+    [[ $(info "$1" 'has("error")') == false ]] || {
+        unfinished=""
+        not_done
         die "$(info "$1" .error.exit)" "the new instance $1 does not answer: $(info "$1" .error.message)" "nothing is attached; mend it, then herd addons:attach $1"
+    }
     case $(info "$1" '"\(.role) \(.fresh)"') in
         "primary true" | "empty "*) ;;
         *)
+            unfinished=""
             not_done
             die 1 "the new instance $1 is not empty ($(info "$1" .role)); nothing was changed" "if it is what you want: herd addons:attach $1"
             ;;
@@ -106,7 +117,7 @@ must_be_new() {
 
 take_back() {
     not_done
-    platform destroy "$1" >/dev/null || warn "$1 is still there, attached to nothing"
+    (json="" platform destroy "$1" >/dev/null) && unfinished=""
     die_of "$1"
 }
 

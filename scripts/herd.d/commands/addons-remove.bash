@@ -10,7 +10,7 @@
 #   herd addons:remove SILVER
 
 command_addons_remove() {
-    local instance release="" variables others name source address followers
+    local instance release="" failed=0 variables others name source address followers
     (($# == 1)) && [[ $1 != -* ]] || usage_error "which database?"
     use_platform
     load_databases
@@ -30,13 +30,19 @@ command_addons_remove() {
 
     doing "Removing $(label "$instance") from $app"
     platform destroy "$instance" >/dev/null || exit
-    ((${#variables[@]} == 0)) || release=$(config_unset "Remove ${variables[0]%_URL}" "${variables[@]}")
-    done_with "${release:+v$release}"
+    ((${#variables[@]} == 0)) || release=$(config_unset "Remove ${variables[0]%_URL}" "${variables[@]}") || failed=1
+    if ((failed)); then
+        not_done
+        warn "$instance is destroyed, but ${variables[*]} is still set: herd config:unset ${variables[*]}"
+    else
+        done_with "${release:+v$release}"
+    fi
     # Its slot would keep WAL on the primary for ever
     if [[ -n $source && -n $name ]] && ! ask "$source" forget "$name" >/dev/null; then
         warn "the slot of $instance may still be on $(label "$source"): $(jq -r .message "$work/error.$source")"
         warn "when that one answers: herd pg:info $source shows it, and pgmahout forget $name there drops it"
     fi
+    ((failed == 0)) || return 1
     [[ -z $json ]] || jq -cn --arg i "$instance" --arg r "$release" '{destroyed: $i, release: (if $r == "" then null else $r | tonumber end)}'
 }
 

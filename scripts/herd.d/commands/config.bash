@@ -14,7 +14,7 @@ command_config() {
     no_arguments "$@"
     use_platform
     platform config-list >"$work/config"
-    jq -e '.config | type == "object"' "$work/config" >/dev/null 2>&1 || misbehaved config-list "it answered no JSON with release and config"
+    check_config <"$work/config"
     if [[ -n $json ]]; then
         jq -c --arg app "$app" '{app: $app, release, config}' "$work/config"
     elif [[ -n $shell ]]; then

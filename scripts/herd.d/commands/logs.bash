@@ -64,7 +64,7 @@ command_logs() {
         tail_logs
     else
         in_parallel log_of "${chosen[@]}" || true
-        for instance in "${chosen[@]}"; do cat "$work/out.$instance"; done | sort -s -k "$(sort_key)" | tail -n "$lines"
+        for instance in "${chosen[@]}"; do cat "$work/out.$instance"; done | sort -s -k "$(sort_key)" | tail -n "$lines" | plain
         failures
     fi
 }
@@ -109,7 +109,7 @@ tail_logs() {
         lines_read+=("$line")
         deadline=$((${EPOCHREALTIME/[.,]/} + 300000))
         while ((${EPOCHREALTIME/[.,]/} < deadline)) && IFS= read -r -t 0.3 line; do lines_read+=("$line"); done
-        printf '%s\n' "${lines_read[@]}" | sort -s -k "$(sort_key)"
+        printf '%s\n' "${lines_read[@]}" | sort -s -k "$(sort_key)" | plain
     done <"$work/lines"
     # All have ended: somebody else ended them
     die 1 "no database sends its log any more" "herd pg:info tells how they are"

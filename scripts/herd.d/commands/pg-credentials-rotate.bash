@@ -38,6 +38,7 @@ command_pg_credentials_rotate() {
         not_done
         die_of "$primary"
     }
+    unfinished="$(label "$primary") has a new password of $role, but not all know it: run herd pg:credentials:rotate again"
     jq -r .password "$work/rotated" >"$work/password"
     if ((${#followers[@]})); then
         in_parallel adopt_password "${followers[@]}" || failed=1
@@ -46,7 +47,11 @@ command_pg_credentials_rotate() {
     release=$(jq -n --slurpfile d <(printf %s "$databases") --slurpfile r "$work/rotated" --argjson at "$addresses" --arg role "$role" -L "$library" 'include "herd";
         $d[0].config | with_entries(select((.key | colour or . == "DATABASE_URL") and ([.value | address] | inside($at))
             and (.value | test("^[a-z]+://\($role)[:@]")))
-            | .value |= sub("^(?<s>[a-z]+)://[^@/]*@"; "\(.s)://\($role):\($r[0].password | @uri)@"))' | config_set "Rotate the password of $role")
+            | .value |= sub("^(?<s>[a-z]+)://[^@/]*@"; "\(.s)://\($role):\($r[0].password | @uri)@"))' | config_set "Rotate the password of $role") || {
+        not_done
+        exit 1
+    }
+    unfinished=""
     done_with "v$release"
     for name in ${followers[@]+"${followers[@]}"}; do
         if [[ $(<"$work/status.$name") == 0 ]]; then

@@ -76,6 +76,19 @@ command_pg_switchover() {
     return "$failed"
 }
 
+# DATABASE_URL as it was, into $release_back
+set_back() {
+    local why
+    why="Undo the switchover to $(label "$target")"
+    if [[ -z $release ]]; then
+        return
+    elif [[ -z $before ]]; then
+        release_back=$(config_unset "$why" DATABASE_URL)
+    else
+        release_back=$(printf %s "$before" | jq -cRs '{DATABASE_URL: .}' | config_set "$why")
+    fi
+}
+
 check_pair() {
     address=$(info "$target" '.following.primary // ""')
     old=$(by_address "$address")
@@ -94,11 +107,11 @@ check_pair() {
 
 # Not to be interrupted by Ctrl-C: it takes about a second, and comes to one end or the other
 exchange() {
-    local release_back
+    local release_back=""
     trap '' INT TERM HUP
     uninterruptible=yes
     if ! blurb_of "$old" | agent "$longest" "$target" promote --fence --timeout "$limit" 2> >(steps_of "$target") >/dev/null; then
-        release_back=$(printf %s "$before" | jq -cRs '{DATABASE_URL: .}' | config_set "Undo the switchover to $(label "$target")") ||
+        set_back ||
             warn "DATABASE_URL could not be set back; do it: herd pg:promote $old"
         agent "$answer_timeout" "$old" wait --timeout "$answer_timeout" </dev/null >/dev/null 2>&1 ||
             warn "$(label "$old") does not answer; look at herd pg:info $old"

@@ -9,7 +9,7 @@ command_ps() {
     no_arguments "$@"
     use_platform
     platform processes >"$work/processes"
-    ! grep -qvP '^[A-Za-z0-9][A-Za-z0-9._-]*\t[0-9]+\t[^\t]+$' "$work/processes" ||
+    ! grep -qvP '^[A-Za-z0-9][A-Za-z0-9._-]*\t[0-9]{1,6}\t(running|stopped|degraded|unknown)$' "$work/processes" ||
         misbehaved processes "it answered a line that is not NAME, COUNT and STATE"
     if [[ -n $json ]]; then
         jq -cRs --arg app "$app" '{app: $app, processes: [split("\n")[] | select(. != "") | split("\t") | {name: .[0], count: (.[1] | tonumber), state: .[2]}]}' "$work/processes"

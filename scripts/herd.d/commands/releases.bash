@@ -18,12 +18,12 @@ command_releases() {
     no_arguments "$@"
     use_platform
     platform releases >"$work/releases"
-    jq -e 'type == "array" and all(.[]; .release and .at and .what)' "$work/releases" >/dev/null 2>&1 ||
+    jq -e 'type == "array" and all(.[]; (.release | type == "number") and (.at, .what | type == "string"))' "$work/releases" >/dev/null 2>&1 ||
         misbehaved releases "it answered no list of releases"
     if [[ -n $json ]]; then
         jq -c --arg app "$app" --argjson n "$count" '{app: $app, releases: .[:$n]}' "$work/releases"
     else
-        jq -r --arg app "$app" --argjson n "$count" '"=== \($app) Releases", (.[:$n][] | "v\(.release)\t\(.at | sub("T"; " ") | sub("Z$"; " UTC"))\t\(.what)")' "$work/releases" |
+        jq -r --arg app "$app" --argjson n "$count" '"=== \($app) Releases", (.[:$n][] | "v\(.release)\t\(.at | gsub("[[:cntrl:]]+"; " ") | sub("T"; " ") | sub("Z$"; " UTC"))\t\(.what | gsub("[[:cntrl:]]+"; " "))")' "$work/releases" |
             awk -F '\t' 'NF == 1 { print; next } { printf "%-6s %-25s %s\n", $1, $2, $3 }'
     fi
 }
