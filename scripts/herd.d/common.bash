@@ -6,11 +6,11 @@ exec 3>&1
 
 # die CODE MESSAGE [HINT]
 die() {
+    not_done
     if [[ -n ${json:-} ]]; then
         jq -cn --arg m "$2" --arg h "${3:-}" --argjson e "$1" \
             '{error: {message: $m, hint: (if $h == "" then null else $h end), exit: $e}}' >&3
     else
-        not_done
         warn "$2"
         [[ -z ${3:-} ]] || warn "$3"
     fi
@@ -32,30 +32,27 @@ warn() {
 doing() {
     [[ -z $json ]] || return 0
     printf '%s... ' "$1"
-    open_line=yes
+    : >"$work/doing"
     [[ -t 1 ]] || return 0
     while sleep 2; do printf .; done &
     dots=$!
 }
 
 no_more_dots() {
+    rm -f -- "$work/doing"
     [[ -z ${dots:-} ]] || kill "$dots" 2>/dev/null || true
     dots=""
 }
 
 done_with() {
     no_more_dots
-    open_line=""
     [[ -n $json ]] || printf 'done%s\n' "${1:+, $1}"
 }
 
-# What stands where "done" would have stood, once; whoever ends the command within $(...) may have said it
+# What stands where "done" would have stood; once, as die may come from within $(...)
 not_done() {
+    [[ -n ${work:-} && -e $work/doing ]] || return 0
     no_more_dots
-    [[ -n ${open_line:-} ]] || return 0
-    open_line=""
-    [[ ! -e $work/not_done ]] || return 0
-    : >"$work/not_done"
     printf 'failed\n' >&3
 }
 
@@ -150,18 +147,17 @@ clean_up() {
     exit "$status"
 }
 
-# confirm_app REASON LINE...: Heroku's typed confirmation: --confirm APP, or the app's name on a terminal. The lines
-# say why; the reason is the refusal's.
+# confirm_app WHY LINE...: Heroku's typed confirmation, --confirm APP or the app's name on a terminal. WHY is in the
+# refusal, the lines stand before it.
 confirm_app() {
-    local reason=$1 line answer=""
-    shift
+    local line answer=""
     [[ $confirmed == "$app" ]] && return
     [[ -z $confirmed ]] || die 3 "--confirm $confirmed does not match the app $app; nothing was done"
     if [[ -n $json || ! -t 0 ]]; then
-        for line; do [[ -n $json ]] || warn "$line"; done
-        die 3 "nothing was done: $reason" "To proceed, re-run this command with --confirm $app"
+        for line in "${@:2}"; do [[ -n $json ]] || warn "$line"; done
+        die 3 "nothing was done: $1" "To proceed, re-run this command with --confirm $app"
     fi
-    for line; do warn "$line"; done
+    for line in "${@:2}"; do warn "$line"; done
     warn "To proceed, type \"$app\" or re-run this command with --confirm $app"
     printf '\n> ' >&2
     read -r -t "${HERD_CONFIRM_TIMEOUT:-3600}" answer || answer=""
