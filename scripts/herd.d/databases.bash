@@ -6,10 +6,19 @@
 # One JSON for all of it in $databases:
 #   {app, release, config, databases: [{name, state, address, attachments: [COLOUR…], current}], strays: [NAME…]}
 load_databases() {
-    local config instances twice
+    local config instances twice asked
+    # Both at once; when both fail, one message is enough
+    platform instances >"$work/instances" 2>"$work/instances.stderr" 3>"$work/instances.json" &
+    asked=$!
     config=$(platform config-list)
     check_config <<<"$config"
-    instances=$(platform instances)
+    wait "$asked" || {
+        asked=$?
+        cat "$work/instances.stderr" >&2
+        cat "$work/instances.json"
+        exit "$asked"
+    }
+    instances=$(<"$work/instances")
     if [[ -n $instances ]]; then
         ! grep -qvP '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\t(running|stopped|degraded|unknown)\t[][A-Za-z0-9._:%-]+:[0-9]{1,5}$' <<<"$instances" ||
             misbehaved instances "it answered a line that is not NAME, STATE and HOST:PORT"

@@ -173,6 +173,12 @@ fn ask(context: Context, db: &mut Db, report: &mut Report) -> Result<()> {
     let instance = context.instance;
     let version = db.version;
     report.version = Some(version);
+    if !version.has_streaming_replication() {
+        // It does not even know the questions.
+        report.role = "primary";
+        report.no_follow = no_follow(context, db);
+        return Ok(());
+    }
     let in_recovery = db.in_recovery()?;
     if in_recovery {
         report.role = "standby";
@@ -232,6 +238,10 @@ fn ask(context: Context, db: &mut Db, report: &mut Report) -> Result<()> {
     report.no_follow =
         there::check_feeds_standbys(db, &instance.name, "").err().map(|error| error.to_string());
     Ok(())
+}
+
+fn no_follow(context: Context, db: &mut Db) -> Option<String> {
+    there::check_feeds_standbys(db, &context.instance.name, "").err().map(|error| error.to_string())
 }
 
 fn following(context: Context, db: &mut Db) -> Result<Option<Following>> {

@@ -2,25 +2,17 @@
 # Heroku's walk-through, and changes of roles under an app that writes all the time. The tests build on each other:
 # one app lives from the first to the last.
 
-load ../dotcloud/helper
+load helper
 
 setup_file() {
-    set_scene
-    export PGMAHOUT_BINARY=${PGMAHOUT_BIN:?run it by scripts/test} DOTCLOUD_START_TIMEOUT=60 HERD_APP=shop
-    cp -a "$BATS_TEST_DIRNAME/../../scripts/"{herd,herd.d} "$checkout/scripts/"
-    cp -a "$BATS_TEST_DIRNAME/../../Cargo.toml" "$checkout/"
-    cp -a "$BATS_TEST_DIRNAME/fixtures/www" "$checkout/www"
-    cat "$BATS_TEST_DIRNAME/fixtures/www/dotcloud.yml" >>"$checkout/dotcloud.yml"
+    set_herd_scene
+    export HERD_APP=shop
     dotcloud create shop
     dotcloud push "$checkout" >&2
 }
 
 teardown_file() {
     strike_scene
-}
-
-herd() {
-    (cd "$scene/here" && PATH=$checkout/scripts:$PATH exec "$checkout/scripts/herd" "$@")
 }
 
 # said COMMAND...: its stdout alone in $output, its stderr for whoever reads a failure
@@ -174,7 +166,7 @@ Use `herd pg:wait` to track status'
 }
 
 herd_typed() {
-    (cd "$scene/here" && PATH=$checkout/scripts:$PATH "$BATS_TEST_DIRNAME/fixtures/typed" "$1" "$checkout/scripts/herd" "${@:2}")
+    (cd "$scene/here" && "$BATS_TEST_DIRNAME/fixtures/typed" "$1" "$checkout/scripts/herd" "${@:2}")
 }
 
 @test "pg:promote of what was unfollowed: DATABASE_URL, and the app goes over" {

@@ -124,14 +124,14 @@ config_is_as_it_was() {
 @test "pg:switchover, and its order" {
     herd pg:switchover GOLD
     [ "$status" = 0 ] && [ -z "$err" ]
-    did "config-set DATABASE_URL=db.1" "db.1 promote --fence" + "db.0 enslave" "db.2 enslave" restart
+    did "config-set DATABASE_URL=db.1" "db.1 promote --fence --timeout 60" + "db.0 enslave" "db.2 enslave" restart
 }
 
 @test "pg:switchover whose promotion fails sets DATABASE_URL back and waits for the old primary" {
     fault run.db.1.promote 'refuse 1 "db.1 has not received all" "try again"'
     herd pg:switchover GOLD
     [ "$status" = 1 ]
-    did "config-set DATABASE_URL=db.1" "db.1 promote --fence" "config-set DATABASE_URL=db.0" "db.0 wait --timeout 20"
+    did "config-set DATABASE_URL=db.1" "db.1 promote --fence --timeout 60" "config-set DATABASE_URL=db.0" "db.0 wait --timeout 20"
     [ "$(grep -v "^  db.1: " "$scene/err")" = " !    HEROKU_POSTGRESQL_AMBER_URL is the primary as before, v5
  !    db.1: db.1 has not received all
  !    try again" ]
@@ -145,7 +145,7 @@ config_is_as_it_was() {
  !    DATABASE_URL could not be set back; do it: herd pg:promote db.0
  !    HEROKU_POSTGRESQL_AMBER_URL is the primary as before
  !    db.1: db.1 has not received all"* ]]
-    did "config-set DATABASE_URL=db.1" "db.1 promote --fence" "db.0 wait --timeout 20"
+    did "config-set DATABASE_URL=db.1" "db.1 promote --fence --timeout 60" "db.0 wait --timeout 20"
     rm "$BROKEN/faults"/*
     herd pg:promote db.0
     [ "$status" = 0 ]
@@ -155,7 +155,7 @@ config_is_as_it_was() {
     fault run.db.1.promote 'refuse 1 "db.1 has not received all" "try again"'
     jq 'del(.config.DATABASE_URL)' "$broken/model/config.json" >"$BROKEN/config.json"
     herd pg:switchover GOLD
-    did "config-set DATABASE_URL=db.1" "db.1 promote --fence" "config-unset DATABASE_URL" "db.0 wait --timeout 20"
+    did "config-set DATABASE_URL=db.1" "db.1 promote --fence --timeout 60" "config-unset DATABASE_URL" "db.0 wait --timeout 20"
     [ "$(jq '.config | has("DATABASE_URL")' "$BROKEN/config.json")" = false ]
 }
 
@@ -178,7 +178,7 @@ config_is_as_it_was() {
     fault_once run.db.2.enslave 'exit 255'
     herd pg:switchover GOLD
     [ "$status" = 1 ]
-    did "config-set DATABASE_URL=db.1" "db.1 promote --fence" + "db.0 enslave" "db.2 enslave" restart
+    did "config-set DATABASE_URL=db.1" "db.1 promote --fence --timeout 60" + "db.0 enslave" "db.2 enslave" restart
     [ "$(grep '^ !' "$scene/err" | sort)" = " !    HEROKU_POSTGRESQL_AMBER_URL does not follow: its timeline has gone on
  !    HEROKU_POSTGRESQL_SILVER_URL does not follow: db.2 could not be reached
  !    copy it: --confirm db.0; then herd pg:follow db.0 --of db.1

@@ -40,7 +40,11 @@ pub fn run(context: Context, whom: Whom, force: bool) -> Result<Report> {
         Whom::One(pid) => vec![one(&mut db, pid, force)?],
         Whom::All => {
             let mut all = sessions(&mut db)?;
-            all.retain(|session| session.kind == CLIENT && (force || idle(session).is_none()));
+            // Ours may be in the middle of a copy.
+            let ours = |session: &Session| session.source.as_deref() == Some("pgmahout");
+            all.retain(|session| {
+                session.kind == CLIENT && !ours(session) && (force || idle(session).is_none())
+            });
             all
         }
     };
