@@ -129,9 +129,15 @@ app_writes() {
     [[ $(herd config) == "=== shop Config Vars"*"SECOND:                      a=b"* ]]
     printf '%s\n' "$value" | herd config:set FROM_STDIN --json --no-restart | jq -e --argjson r $((before + 2)) '. == {release: $r}'
     [ "$(herd config:get FROM_STDIN)" = "$value" ]
+    secret=$(head -c 24 /dev/urandom | base64)
+    watch_processes
+    herd config:set SECRET --no-restart <<<"$secret" >/dev/null
+    nobody_showed "$secret"
+    [ "$(herd config:get SECRET)" = "$secret" ]
+    herd config:unset SECRET --no-restart
     # Processes get it when they are restarted, and not before
     [ "$(dotcloud run www.0 'tr "\0" "\n" </proc/$(pgrep -u "$(id -u)" -f "[w]ww/writer" | head -n 1)/environ | grep -c ^SECOND=' || true)" = 0 ]
-    [[ $(herd config:unset EMPTY FROM_STDIN) == "Unsetting EMPTY FROM_STDIN and restarting shop... done, v$((before + 3))" ]]
+    [[ $(herd config:unset EMPTY FROM_STDIN) == "Unsetting EMPTY FROM_STDIN and restarting shop... done, v$((before + 5))" ]]
     seen() { dotcloud run www.0 'for p in $(pgrep -f "[w]ww/writer"); do tr "\0" "\n" 2>/dev/null </proc/$p/environ; done | grep -qx SECOND=a=b'; }
     eventually seen
     not_set() {
@@ -139,7 +145,7 @@ app_writes() {
         refuses 2 "only one variable can have its value from stdin" config:set A B
     }
     unchanged not_set
-    herd config:unset ODD SECOND --no-restart --json | jq -e --argjson r $((before + 4)) '. == {release: $r}'
+    herd config:unset ODD SECOND --no-restart --json | jq -e --argjson r $((before + 6)) '. == {release: $r}'
 }
 
 @test "maintenance stops the app's processes and nothing else" {
@@ -181,10 +187,10 @@ nobody_showed() {
     touch "$scene/enough"
     wait "$watch"
     grep -q "scripts/herd " "$scene/shown"
-    grep -q "pgmahout --json" "$scene/shown"
+    grep -q "scripts/platforms/" "$scene/shown"
     for secret; do
         ((${#secret} > 20))
-        ! grep -oaF -B 0 -- "$secret" "$scene/shown" || return 1
+        ! grep -oaF -- "$secret" "$scene/shown" || return 1
     done
     rm "$scene/enough" "$scene/shown"
 }
@@ -266,11 +272,10 @@ nobody_showed() {
         refuses 3 "--cascade" pg:follow amber --of white
         refuses 1 "GOLD_URL follows no database" pg:unfollow gold
         refuses 1 "GOLD_URL is a primary already, and no old primary waits to follow it" pg:switchover gold
-        for confirm in "" --confirm=blog; do
-            refuses 3 "" pg:unfollow white $confirm
-            refuses 3 "" addons:remove amber $confirm
-            refuses 3 "" pg:follow amber --of gold $confirm
-        done
+        refuses 3 "WHITE_URL would become writable and no longer follow" pg:unfollow white
+        refuses 3 "--confirm blog does not match the app shop; nothing was done" pg:unfollow white --confirm blog
+        refuses 3 "db.0 holds another cluster with data of its own" pg:follow amber --of gold
+        [[ $err == *"What only HEROKU_POSTGRESQL_AMBER_URL has will be lost."* ]]
         refuses 3 "--confirm blog does not match the app shop; nothing was done" addons:remove amber --confirm blog
         refuses 3 "re-run this command with --confirm shop" addons:remove amber
         [[ $err == *"WARNING: Destructive Action"*"HEROKU_POSTGRESQL_AMBER_URL (db.0, "*"MB) will be destroyed with all its data. This cannot be undone."* ]]
@@ -353,7 +358,16 @@ nobody_showed() {
         and all(.[]; .duration_ms >= 60 and .severity == "LOG" and (.time | startswith("20")) and .pid > 0)'
     [ -z "$(herd logs --ps postgres --slow 50000)" ]
     herd logs --all -n 1000 | grep -vq ' duration: '
-    refuses 2 "soon" logs --since soon
+    refuses 2 "--since wants a time" logs --since soon
+    # One that cannot be read does not hide the others
+    dotcloud run db.0 'mv logs logs.away'
+    ends 1 "HEROKU_POSTGRESQL_AMBER_URL: " herd logs --since 5m -n 1000
+    mv "$BATS_TEST_TMPDIR/err" "$scene/log.err"
+    [[ $out == *"mark 4"* && $out != *"mark 3"* && $(wc -l <"$scene/log.err") == 1 ]]
+    ends 1 "" herd logs --since 5m -n 1000 --json
+    dotcloud run db.0 'mv logs.away logs'
+    [ -z "$err" ]
+    jq -se '([.[] | .error | values] | length == 1 and (.[0] | .instance == "db.0" and .message and .exit == 1)) and any(.[]; .instance == "db.1")' <<<"$out"
 }
 
 @test "pg:follow, pg:unfollow and pg:fork of one that is there already" {
@@ -377,7 +391,7 @@ nobody_showed() {
     herd addons:attach db.0 --as HEROKU_POSTGRESQL_AMBER_URL --json | jq -e --argjson r $((before + 2)) \
         '. == {instance: "db.0", attachment: "HEROKU_POSTGRESQL_AMBER_URL", release: $r}'
     said=$(typed shop addons:remove amber)
-    [[ $said == *"Removing HEROKU_POSTGRESQL_AMBER_URL from shop... done, v$((before + 3))"* ]]
+    [[ $said == *"Removing HEROKU_POSTGRESQL_AMBER_URL from shop... "*"done, v$((before + 3))"* ]]
     [ "$(dotcloud info --json | jq -c '.services.db.instances | keys')" = '["db.1","db.2"]' ]
     refuses 1 "shop has no variable HEROKU_POSTGRESQL_AMBER_URL" config:get HEROKU_POSTGRESQL_AMBER_URL
     app_writes
@@ -432,6 +446,8 @@ nobody_showed() {
     [ "$completed" = www ]
     complete_in_bash "herd -a shop pg:wait WH"
     [ "$completed" = WHITE ]
+    complete_in_bash "herd --app shop co"
+    [[ " $completed " == *" config "* && $completed != *pg:* ]]
     # The function itself, with the place where zsh would put its candidates
     said=$(zsh -f -c 'compdef() { :; }; compadd() { shift; print -rl -- ${(P)1}; }; source "$1"; LBUFFER="herd pg:info "; _herd' zsh "$scene/completions.zsh")
     for word in COBALT GOLD WHITE db.0 db.1 db.2 DATABASE_URL; do grep -qxF "$word" <<<"$said"; done
@@ -449,14 +465,17 @@ complete_in_bash() {
         refuses 1 "after a failure: herd pg:promote db.2" pg:switchover white
         refuses 1 "GOLD_URL cannot be promoted" pg:promote gold
         refuses 1 "GOLD_URL cannot become the primary" pg:switchover gold
-        refuses 1 "" pg:ps
-        refuses 1 "" pg:credentials:rotate
+        refuses 1 "the server of db.1 does not run" pg:ps
+        refuses 1 "GOLD_URL cannot change a password" pg:credentials:rotate
     }
     unchanged primary_down
-    status=0
-    said=$(herd pg:info) || status=$?
-    [[ $said == *"=== HEROKU_POSTGRESQL_GOLD_URL (DATABASE_URL)"*"unavailable"*"=== HEROKU_POSTGRESQL_WHITE_URL"*"following, but not streaming"* ]]
-    ends 2 "Connection refused" herd pg:psql -c 'select 1'
+    [[ $(herd pg:info | tr -s ' ') == *$'(DATABASE_URL)\nStatus: stopped\nRole: stopped\n'*"=== HEROKU_POSTGRESQL_WHITE_URL"*"Status: following, but not streaming"* ]]
+    herd pg:info gold --json | jq -e '.databases[0].info | .role == "stopped" and .no_follow == "its server does not run" and .connections == null'
+    ends 1 "the server of db.1 does not run" herd pg:psql -c 'select 1'
+    ends 1 "" herd pg:wait gold --timeout 5
+    [[ $out == "Waiting for database HEROKU_POSTGRESQL_GOLD_URL... failed" && $err == *" !    HEROKU_POSTGRESQL_GOLD_URL: "* ]]
+    ends 1 "" herd pg:wait gold --timeout 5 --json
+    jq -e '.["db.1"].error | .message and .exit == 1' <<<"$out"
     dotcloud run db.1 'supervisorctl -c supervisord.conf start postgres'
     herd pg:wait
 }

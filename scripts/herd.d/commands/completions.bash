@@ -40,18 +40,20 @@ END
 }
 
 candidates() {
-    local line=$1 words=() last="" word file known=""
+    local line=$1 words=() last="" file known="" i
     read -r -a words <<<"$line"
     [[ $line != *[[:space:]] ]] || words+=("")
     last=${words[-1]:-}
     # The command is the first word that is no option of ours
-    for word in "${words[@]:1:${#words[@]}-2}"; do
-        [[ -n $known || $word == -* ]] || known=$word
-    done
-    for word in "${!words[@]}"; do
-        case ${words[word]} in
-            -a | --app) app=${words[word + 1]:-} ;;
-            --platform) platform_wanted=${words[word + 1]:-} ;;
+    for ((i = 1; i < ${#words[@]} - 1; i++)); do
+        case ${words[i]} in
+            -a | --app) app=${words[++i]} ;;
+            --app=*) app=${words[i]#*=} ;;
+            --platform) platform_wanted=${words[++i]} ;;
+            --platform=*) platform_wanted=${words[i]#*=} ;;
+            --confirm) ((++i)) ;;
+            -*) ;;
+            *) [[ -n $known ]] || known=${words[i]} ;;
         esac
     done
     if [[ -z $known ]]; then

@@ -38,6 +38,7 @@ command_logs() {
             --all) slow=() ;;
             --since)
                 since=$(option_value "$@")
+                [[ $since =~ ^[0-9]+[smhd]$ || $since =~ ^[0-9]{4}-[0-9]{2}-[0-9]{2} ]] || usage_error "--since wants a time such as 2026-11-21T15:40:00Z, or a while such as 90s, 10m, 2h or 1d"
                 shift
                 ;;
             --ps | -p)
@@ -64,7 +65,7 @@ command_logs() {
         tail_logs
     else
         in_parallel log_of "${chosen[@]}" || true
-        for instance in "${chosen[@]}"; do cat "$work/out.$instance"; done | sort -s -k "$(sort_key)" | tail -n "$lines" | plain
+        for instance in "${chosen[@]}"; do sed '/^{"error":/d' "$work/out.$instance"; done | sort -s -k "$(sort_key)" | tail -n "$lines" | plain
         failures
     fi
 }
@@ -77,7 +78,8 @@ sort_key() {
 log_of() {
     local status=0
     call_platform "$limit" run "$1" "${words% }" </dev/null 2>"$work/stderr.$1" || status=$?
-    ((status == 0)) || agent_error "$1" "$status" "$limit" "" >"$work/error.$1"
+    # With --json it says on stdout what went wrong
+    ((status == 0)) || agent_error "$1" "$status" "$limit" "$(grep '^{"error":' "$work/out.$1" 2>/dev/null)" >"$work/error.$1"
     return "$status"
 }
 
@@ -86,9 +88,13 @@ failures() {
     local name failed=0 said
     for name in "${chosen[@]}"; do
         [[ $(<"$work/status.$name") != 0 ]] || continue
+        failed=$(jq .exit "$work/error.$name")
+        if [[ -n $json ]]; then
+            jq -c --arg n "$name" '{error: ({instance: $n} + .)}' "$work/error.$name"
+            continue
+        fi
         said=$(sed -n 's/^pgmahout: //p' "$work/stderr.$name" | head -n 1)
         warn "$(label "$name"): ${said:-$(jq -r .message "$work/error.$name")}"
-        failed=$(jq .exit "$work/error.$name")
     done
     return "$failed"
 }
