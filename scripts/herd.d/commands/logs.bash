@@ -65,14 +65,18 @@ command_logs() {
         tail_logs
     else
         in_parallel log_of "${chosen[@]}" || true
-        for instance in "${chosen[@]}"; do sed '/^{"error":/d' "$work/out.$instance"; done | sort -s -k "$(sort_key)" | tail -n "$lines" | plain
+        for instance in "${chosen[@]}"; do sed '/^{"error":/d' "$work/out.$instance"; done | in_order | tail -n "$lines" | plain
         failures
     fi
 }
 
-# As JSON the time is the first field of the object, so that the lines sort by it too
-sort_key() {
-    printf '1,1'
+# Lines by their times, which are all in UTC and equally long
+in_order() {
+    if [[ -n $json ]]; then
+        sed -E 's/^.*"time":"([^"]*)".*$/\1\t&/' | sort -s -t $'\t' -k 1,1 | cut -f 2-
+    else
+        sort -s -k 1,1
+    fi
 }
 
 log_of() {
@@ -115,7 +119,7 @@ tail_logs() {
         lines_read+=("$line")
         deadline=$((${EPOCHREALTIME/[.,]/} + 300000))
         while ((${EPOCHREALTIME/[.,]/} < deadline)) && IFS= read -r -t 0.3 line; do lines_read+=("$line"); done
-        printf '%s\n' "${lines_read[@]}" | sort -s -k "$(sort_key)" | plain
+        printf '%s\n' "${lines_read[@]}" | in_order | plain
     done <"$work/lines"
     # All have ended: somebody else ended them
     die 1 "no database sends its log any more" "herd pg:info tells how they are"
