@@ -34,7 +34,7 @@ teardown_file() {
     refuses 2 "which command?"
     refuses 2 "herd --help shows them all" frob
     refuses 2 "'pg:frob' is not a herd command" pg:frob
-    refuses 2 "pg:info" pg:frob
+    [[ $err == *"there is: "*pg:info* ]]
     refuses 2 "is not a herd command" ../commands/pg-info
     refuses 2 "--app wants a value" addons --app
     refuses 2 "there is no platform nosuch" addons --platform nosuch
@@ -136,16 +136,21 @@ app_writes() {
     [ "$(herd config:get SECRET)" = "$secret" ]
     herd config:unset SECRET --no-restart
     # Processes get it when they are restarted, and not before
-    [ "$(dotcloud run www.0 'tr "\0" "\n" </proc/$(pgrep -u "$(id -u)" -f "[w]ww/writer" | head -n 1)/environ | grep -c ^SECOND=' || true)" = 0 ]
+    [ "$(of_process DATABASE_URL)" = "DATABASE_URL=$(herd config:get DATABASE_URL)" ]
+    [ "$(of_process SECOND)" = none ]
     [[ $(herd config:unset EMPTY FROM_STDIN) == "Unsetting EMPTY FROM_STDIN and restarting shop... done, v$((before + 5))" ]]
-    seen() { dotcloud run www.0 'for p in $(pgrep -f "[w]ww/writer"); do tr "\0" "\n" 2>/dev/null </proc/$p/environ; done | grep -qx SECOND=a=b'; }
-    eventually seen
+    [ "$(of_process SECOND)" = SECOND=a=b ]
     not_set() {
         refuses 1 "shop has no variable EMPTY" config:get EMPTY
         refuses 2 "only one variable can have its value from stdin" config:set A B
     }
     unchanged not_set
     herd config:unset ODD SECOND --no-restart --json | jq -e --argjson r $((before + 6)) '. == {release: $r}'
+}
+
+# of_process NAME: the variable as the app's process has it
+of_process() {
+    dotcloud run www.0 "tr '\\0' '\\n' <\"/proc/\$(supervisorctl -c supervisord.conf pid www)/environ\" | grep '^$1=' || echo none"
 }
 
 @test "maintenance stops the app's processes and nothing else" {
@@ -235,7 +240,7 @@ nobody_showed() {
 @test "a copy has its source's plan, and no other" {
     other_plans() {
         refuses 1 "HEROKU_POSTGRESQL_GOLD_URL has the plan dev, not ronin" addons:add heroku-postgresql:ronin --follow DATABASE_URL
-        refuses 1 "use heroku-postgresql:dev for it" addons:add heroku-postgresql:crane --fork gold
+        [[ $err == *"use heroku-postgresql:dev for it"* ]]
         refuses 1 "HEROKU_POSTGRESQL_AMBER_URL has the plan none, not dev" addons:add heroku-postgresql:dev --track amber
         refuses 1 "HEROKU_POSTGRESQL_AMBER_URL has the plan none, not dev" pg:follow gold --of amber
         refuses 1 "GOLD_URL cannot be made a copy of itself" pg:fork gold --of DATABASE_URL
@@ -268,7 +273,7 @@ nobody_showed() {
 @test "what would lose a database is refused" {
     refused_changes() {
         refuses 1 "WHITE_URL is itself a follower; nothing was added" addons:add heroku-postgresql:dev --follow white
-        refuses 1 "follow its primary: --follow db.1" addons:add heroku-postgresql:dev --follow white
+        [[ $err == *"follow its primary: --follow db.1"* ]]
         refuses 3 "--cascade" pg:follow amber --of white
         refuses 1 "GOLD_URL follows no database" pg:unfollow gold
         refuses 1 "GOLD_URL is a primary already, and no old primary waits to follow it" pg:switchover gold
@@ -462,14 +467,14 @@ complete_in_bash() {
     dotcloud run db.1 'supervisorctl -c supervisord.conf stop postgres'
     primary_down() {
         refuses 1 "which HEROKU_POSTGRESQL_WHITE_URL follows, is not a running primary" pg:switchover white
-        refuses 1 "after a failure: herd pg:promote db.2" pg:switchover white
+        [[ $err == *"after a failure: herd pg:promote db.2"* ]]
         refuses 1 "GOLD_URL cannot be promoted" pg:promote gold
         refuses 1 "GOLD_URL cannot become the primary" pg:switchover gold
         refuses 1 "the server of db.1 does not run" pg:ps
         refuses 1 "GOLD_URL cannot change a password" pg:credentials:rotate
     }
     unchanged primary_down
-    [[ $(herd pg:info | tr -s ' ') == *$'(DATABASE_URL)\nStatus: stopped\nRole: stopped\n'*"=== HEROKU_POSTGRESQL_WHITE_URL"*"Status: following, but not streaming"* ]]
+    [[ $(herd pg:info | tr -s ' ') == *$'(DATABASE_URL)\nPlan: Dev\nStatus: stopped\nRole: stopped\n'*"=== HEROKU_POSTGRESQL_WHITE_URL"*"Status: following, but not streaming"* ]]
     herd pg:info gold --json | jq -e '.databases[0].info | .role == "stopped" and .no_follow == "its server does not run" and .connections == null'
     ends 1 "the server of db.1 does not run" herd pg:psql -c 'select 1'
     ends 1 "" herd pg:wait gold --timeout 5
