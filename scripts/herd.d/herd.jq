@@ -91,7 +91,7 @@ def facts($all):
 
 def info_text:
     .databases as $all
-    | [.databases[] | select(.info) | "=== \(title)\n" + ([facts($all)[] | select(length == 2) | map(tostring | gsub("[[:cntrl:]]+"; " ")) | "\(.[0] + ":" | . + " " * (13 - length))\(.[1])"] | join("\n"))]
+    | [.databases | sort_by(.current | not)[] | select(.info) | "=== \(title)\n" + ([facts($all)[] | select(length == 2) | map(tostring | gsub("[[:cntrl:]]+"; " ")) | "\(.[0] + ":" | . + " " * (13 - length))\(.[1])"] | join("\n"))]
     | join("\n\n");
 
 # pg:info --json
