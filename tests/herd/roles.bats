@@ -112,7 +112,7 @@ Behind By:   *'
 }
 
 @test "a slow query is in logs --tail within two seconds of its end" {
-    herd logs --ps postgres --tail -n 0 >"$BATS_TEST_TMPDIR/tail" 2>&1 3>&- &
+    (cd "$scene/here" && exec "$checkout/scripts/herd" logs --ps postgres --tail -n 0) >"$BATS_TEST_TMPDIR/tail" 2>&1 3>&- &
     tail=$!
     sleep 3
     sql db.0 "SELECT 'slow', pg_sleep(0.2)" >/dev/null
@@ -128,6 +128,12 @@ Behind By:   *'
     echo "# seen $took ms after its end" >&3
     grep -qE "^20[0-9-]+T[0-9:.]+\+00:00 app\[postgres\.db\.0\]: \[[0-9]+\] LOG:  duration: [0-9.]+ ms .*SELECT 'slow', pg_sleep\(0\.2\)" "$BATS_TEST_TMPDIR/tail"
     [ "$took" -lt 2000 ]
+    # Nobody goes on reading on the instances
+    eventually nobody_tails
+}
+
+nobody_tails() {
+    [[ -z $(processes_of_scene | grep "pgmahout logs") ]]
 }
 
 @test "addons:add --fork: a copy of its own, while the source goes on" {
