@@ -44,8 +44,8 @@ breaks="the platform it's \"broken\" 100% \$HOME does not keep its contract"
     awk -v t="$took" 'BEGIN { exit !(t > 5.5 && t < 9) }'
     limit=20
     # One in its process group, and one that has left it: what the verb has answered counts, and they are its own affair
-    fault app 'sleep 8 & echo $! >>"$BROKEN/left"'
-    fault instances 'setsid sleep 8 & echo $! >>"$BROKEN/left"'
+    fault app 'sleep 30 & echo $! >>"$BROKEN/left"'
+    fault instances 'setsid sleep 30 & echo $! >>"$BROKEN/left"'
     leaves=yes
     herd addons
     [ "$status" = 0 ]
