@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # What every command needs: messages, help, questions, and the work directory.
 
-# Errors as JSON go there from within $(...) too
-exec 3>&1
+# Errors as JSON go there from within $(...) too; and the last word, whatever was redirected when herd was interrupted
+exec 3>&1 5>&2
 
 # die CODE MESSAGE [HINT]
 die() {
@@ -23,8 +23,7 @@ usage_error() {
 
 # Much of it is what others have answered: no terminal takes orders from them
 warn() {
-    local text=$*
-    printf ' !    %s\n' "${text//[[:cntrl:]]/ }" >&2
+    printf ' !    %s\n' "$*" | plain >&2
 }
 
 # Heroku's "Doing something... done, v7" in two halves; with --json only the answer is printed. On a terminal a dot
@@ -143,7 +142,7 @@ clean_up() {
     mapfile -t pids < <(jobs -p)
     ((${#pids[@]} == 0)) || kill "${pids[@]}" 2>/dev/null || true
     rm -rf -- "$work"
-    ((status == 0)) || [[ -z ${unfinished:-} ]] || warn "$unfinished"
+    ((status == 0)) || [[ -z ${unfinished:-} ]] || warn "$unfinished" 2>&5 || true
     exit "$status"
 }
 

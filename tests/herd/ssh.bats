@@ -165,7 +165,7 @@ HEROKU_POSTGRESQL_AMBER_URL follows HEROKU_POSTGRESQL_AQUA_URL now (no data move
     [ "$(herd config:get DATABASE_URL)" != "$before" ]
     [ "$(herd config --json | jq -r '.config[] | capture("://(?<u>[^@]*)@").u' | sort -u | wc -l)" = 1 ]
     PGCONNECT_TIMEOUT=5 psql "$(herd config:get DATABASE_URL)" -c 'SELECT 1' >/dev/null
-    run ! grep -qF "$(herd config:get DATABASE_URL | sed 's|.*://[^:]*:||; s|@.*||')" "$HERD_HOSTS"
+    [ "$(grep -cF "$(herd config:get DATABASE_URL | sed 's|.*://[^:]*:||; s|@.*||')" "$HERD_HOSTS")" = 0 ]
     sql db.1 "INSERT INTO journal VALUES ('rotated')"
     eventually has_row db.0 rotated
     # What copies from it now logs in with the new one

@@ -107,6 +107,15 @@ config_is_as_it_was() {
     [ "$(jq -r .config.HEROKU_POSTGRESQL_AQUA_URL "$BROKEN/config.json")" = postgres://shop:s3cret@10.0.0.3:5432/shop ]
 }
 
+@test "addons:add that is interrupted says what it has left" {
+    fault run.db.3.enslave "touch '$scene/hangs'; sleep 20"
+    runner=("$BATS_TEST_DIRNAME/fixtures/terminal" "$scene/hangs" $'\x03')
+    herd addons:add heroku-postgresql --follow AMBER
+    [[ $(tail -n 1 <<<"$out") == "130 "* && $out == *" !    the new instance db.3 is there, attached to nothing: herd addons:attach db.3, or herd addons:remove db.3"* ]]
+    did "provision none" "db.3 enslave --background"
+    config_is_as_it_was
+}
+
 @test "addons:remove: a failing step stops before what cannot be undone, or is said" {
     fault_once destroy 'echo "broken: it does not go away" >&2; exit 1'
     herd addons:remove SILVER --confirm shop
