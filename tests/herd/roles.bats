@@ -133,7 +133,7 @@ Behind By:   *'
 }
 
 nobody_tails() {
-    [[ -z $(processes_of_scene | grep "pgmahout logs") ]]
+    ! processes_of_scene | grep -q "pgmahout logs"
 }
 
 @test "addons:add --fork: a copy of its own, while the source goes on" {
@@ -216,6 +216,15 @@ lost() {
     sql db.0 'TRUNCATE journal' >/dev/null
     dotcloud run www 'supervisorctl -c supervisord.conf start www'
     eventually writes
+    said herd pg:switchover aqua --dry-run
+    like 'HEROKU_POSTGRESQL_AMBER_URL would be stopped cleanly, and HEROKU_POSTGRESQL_AQUA_URL promoted when it has all that it wrote (* behind now)
+DATABASE_URL would be HEROKU_POSTGRESQL_AQUA_URL, and the processes of shop restarted
+These would follow it: HEROKU_POSTGRESQL_AMBER_URL HEROKU_POSTGRESQL_BLACK_URL HEROKU_POSTGRESQL_BLUE_URL'
+    said herd pg:promote aqua -n
+    like 'HEROKU_POSTGRESQL_AQUA_URL would be promoted when its primary db.0 is stopped, with all that it wrote
+DATABASE_URL would be HEROKU_POSTGRESQL_AQUA_URL, and the processes of shop restarted
+These would follow it: HEROKU_POSTGRESQL_BLACK_URL HEROKU_POSTGRESQL_BLUE_URL'
+    [ "$(role_of aqua)" = "standby of $(address_of amber)" ]
     sleep 1
     since=$(date +%s)
     begin=$(date +%s%N)

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2015,SC2016,SC2030,SC2031,SC2034,SC2154
-# Usage: herd pg:promote DB [--no-fence] [--confirm APP] [--json]
+# Usage: herd pg:promote DB [--no-fence] [--dry-run] [--confirm APP] [--json]
 # Summary: make a database the app's DATABASE_URL, after a failure or for good
 #
 # A follower ends following first and is waited for until it is writable; then
@@ -10,6 +10,7 @@
 #
 # Options:
 #   --no-fence      leave the old primary running, on its own; wants --confirm
+#   -n, --dry-run   say what would be done, and do nothing
 #   --confirm APP   although the old primary goes on, or commits may be lost
 #
 # For a planned change with the old primary becoming a follower: pg:switchover.
@@ -18,10 +19,11 @@
 #   herd pg:promote GOLD
 
 command_pg_promote() {
-    local target="" argument fence=yes address="" old="" fate="" release others followers=() name asking="" failed=0
+    local target="" argument fence=yes address="" old="" fate="" release others followers=() name asking="" failed=0 dry_run=""
     for argument; do
         case $argument in
             --no-fence) fence="" ;;
+            -n | --dry-run) dry_run=yes ;;
             -*) usage_error "unknown option $argument" ;;
             *)
                 [[ -z $target ]] || usage_error "promote wants one database"
@@ -53,6 +55,11 @@ command_pg_promote() {
     [[ $(info "$target" '.job.state // ""') != running ]] ||
         die 1 "$(label "$target") is still being made: $(info "$target" .job.doing)" "herd pg:wait $target tells when it is done"
     [[ $old != "$target" ]] || old=""
+    if [[ -n $dry_run ]]; then
+        [[ -z $asking ]] || wait "$asking" || true
+        what_would_be
+        return
+    fi
 
     if [[ $(info "$target" .role) == standby ]]; then
         say "Ending following on $(label "$target")..."
@@ -74,6 +81,28 @@ command_pg_promote() {
             '{promoted: $t, release: $r, old_primary: (if $old == "" then null else {instance: $old, state: $fate} end), followers: .}' "$work/followers"
     fi
     return "$failed"
+}
+
+what_would_be() {
+    local how names
+    find_followers "$address" "$target"
+    mapfile -t names < <(for name in ${followers[@]+"${followers[@]}"}; do label "$name"; done)
+    if [[ $(info "$target" .role) == primary ]]; then
+        how="is writable already"
+    elif [[ $(info "$target" .following.reachable) != true ]]; then
+        how="would be promoted at once, as its primary ${old:-$address} does not answer it"
+    elif [[ -z $fence ]]; then
+        how="would be promoted, and its primary ${old:-$address} goes on beside it"
+    else
+        how="would be promoted when its primary ${old:-$address} is stopped, with all that it wrote"
+    fi
+    if [[ -n $json ]]; then
+        jq -cn --arg t "$target" --arg old "$old" --arg how "$how" --args '{dry_run: true, promoted: $t, how: $how, old_primary: (if $old == "" then null else $old end), followers: $ARGS.positional}' ${followers[@]+"${followers[@]}"}
+        return
+    fi
+    say "$(label "$target") $how"
+    say "DATABASE_URL would be $(label "$target"), and the processes of $app restarted"
+    ((${#names[@]} == 0)) || say "These would follow it: ${names[*]}"
 }
 
 # The target ends recovery; before that the old primary is stopped where that can be done. Sets $fate.

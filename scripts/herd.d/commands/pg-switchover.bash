@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
-# Usage: herd pg:switchover DB [--timeout SECONDS] [--confirm APP] [--json]
+# Usage: herd pg:switchover DB [--timeout SECONDS] [--dry-run] [--confirm APP] [--json]
 # Summary: exchange the roles of the primary and a follower, losing no commit
 #
 # For planned work. The primary is stopped cleanly, the follower replays all that
@@ -15,12 +15,13 @@
 # Options:
 #   --timeout SECONDS   that the follower may take to receive and replay the last
 #                       of the WAL; then the old primary is started again (60)
+#   -n, --dry-run       check all, say what would be done, and do nothing
 #
 # Example:
 #   herd pg:switchover GOLD
 
 command_pg_switchover() {
-    local target="" address="" old="" release="" before followers=() others failed=0 behind begin limit=60
+    local target="" address="" old="" release="" before followers=() others failed=0 behind begin limit=60 dry_run="" in_use
     while (($#)); do
         case $1 in
             --timeout)
@@ -28,6 +29,7 @@ command_pg_switchover() {
                 limit=$2
                 shift
                 ;;
+            -n | --dry-run) dry_run=yes ;;
             -*) usage_error "unknown option $1" ;;
             *)
                 [[ -z $target ]] || usage_error "switchover wants one database"
@@ -54,11 +56,22 @@ command_pg_switchover() {
         *) die 1 "$(label "$target") cannot become the primary: $(info "$target" '.problem // "it is \(.role)"')" "herd pg:info tells more" ;;
     esac
 
-    # The variable first, and no process restarted yet: of all steps this is the one that can fail for reasons of its own
+    find_followers "$address" "$target"
+    [[ " ${followers[*]-} " == *" $old "* ]] || followers+=("$old")
+    # A DATABASE_URL that points elsewhere stays there
+    in_use=$(about '[.databases[] | select(.current) | .name] | first // ""')
     before=$(about '.config.DATABASE_URL // ""')
+    if [[ -n $dry_run ]]; then
+        what_would_be
+        return
+    fi
+
+    # The variable first, and no process restarted yet: of all steps this is the one that can fail for reasons of its own
     begin=$SECONDS
-    if [[ $(about '.databases[] | select(.name == $t) | .current' --arg t "$target") != true ]]; then
+    if [[ -z $before || $in_use == "$old" ]]; then
         release=$(set_database_url "$target" "Switch over to $(label "$target")")
+    elif [[ $in_use != "$target" ]]; then
+        say "DATABASE_URL points to ${in_use:-no database of $app}, and stays so"
     fi
     if [[ $(info "$target" .role) == standby ]]; then
         say "Switching over from $(label "$old") to $(label "$target")..."
@@ -66,14 +79,27 @@ command_pg_switchover() {
     fi
     say "$(label "$target") is the primary${release:+, v$release}"
 
-    find_followers "$address" "$target"
-    [[ " ${followers[*]-} " == *" $old "* ]] || followers+=("$old")
     hand_over "$target" || failed=1
     if [[ -n $json ]]; then
         jq -cs --arg t "$target" --arg old "$old" --arg r "$release" --argjson s $((SECONDS - begin)) \
             '{primary: $t, old_primary: $old, release: (if $r == "" then null else $r | tonumber end), seconds: $s, followers: .}' "$work/followers"
     fi
     return "$failed"
+}
+
+what_would_be() {
+    local url=no names
+    [[ -n $before && $in_use != "$old" ]] || url=yes
+    if [[ -n $json ]]; then
+        jq -cn --arg t "$target" --arg old "$old" --arg u "$url" --args '{dry_run: true, primary: $t, old_primary: $old, sets_database_url: ($u == "yes"), followers: $ARGS.positional}' "${followers[@]}"
+        return
+    fi
+    if [[ $(info "$target" .role) == standby ]]; then
+        say "$(label "$old") would be stopped cleanly, and $(label "$target") promoted when it has all that it wrote ($(bytes_text "$(info "$target" '.following.lag.bytes // 0')") behind now)"
+    fi
+    [[ $url == no ]] || say "DATABASE_URL would be $(label "$target"), and the processes of $app restarted"
+    mapfile -t names < <(for name in "${followers[@]}"; do label "$name"; done)
+    say "These would follow it: ${names[*]}"
 }
 
 # DATABASE_URL as it was, into $release_back
