@@ -274,7 +274,7 @@ nobody_showed() {
     refused_changes() {
         refuses 1 "WHITE_URL is itself a follower; nothing was added" addons:add heroku-postgresql:dev --follow white
         [[ $err == *"follow its primary: --follow db.1"* ]]
-        refuses 3 "--cascade" pg:follow amber --of white
+        ends 3 "--cascade" herd pg:follow amber --of white
         refuses 1 "GOLD_URL follows no database" pg:unfollow gold
         refuses 1 "GOLD_URL is a primary already, and no old primary waits to follow it" pg:switchover gold
         refuses 3 "WHITE_URL would become writable and no longer follow" pg:unfollow white
