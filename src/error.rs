@@ -598,7 +598,7 @@ impl Error {
             Error::ServerDown { instance } => (
                 Failed,
                 format!("the server of {instance} does not run"),
-                "start it; a standby has to be running to be promoted",
+                "start it first; its log tells why it ended",
             ),
             Error::ServerGone { data, log } => (
                 Failed,

@@ -68,11 +68,11 @@ copy_from() {
     agent "$longest" "$target" "$verb" "$@" <"$work/blurb" 2> >(steps_of "$target")
 }
 
-# check_plans PLAN SOURCE: a follower or fork has the settings of its source, so a plan of its own would be a lie
+# check_plans PLAN SOURCE HINT: a follower or fork has the settings of its source, so a plan of its own would be a lie
 check_plans() {
     local theirs
     theirs=$(info "$2" '.plan // ""')
     [[ -z $1 || $1 == "$theirs" ]] ||
         die 1 "$(label "$2") has the plan ${theirs:-none}, not $1: following or forking across plans is not possible, as a copy has its source's settings" \
-            "use heroku-postgresql${theirs:+:$theirs} for it"
+            "${3:-herd addons:add heroku-postgresql${theirs:+:$theirs} makes one with that plan}"
 }

@@ -200,7 +200,7 @@ shown_by_agent() {
         124 | 127 | 137 | 255) die "$(agent_error "$instance" "$status" "$platform_timeout" "" | tee "$work/error.$instance" | jq .exit)" "$(jq -r .message "$work/error.$instance")" "$(jq -r '.hint // ""' "$work/error.$instance")" ;;
         # It has said why, in its own words
         *)
-            sed -e 's/^pgmahout: / !    /' -e 's/^hint: / !    /' "$work/stderr.$instance" | plain >&2
+            sed -e 's/^pgmahout: / !    /' -e 's/^hint: / !    /' -e 's/`pgmahout ps /`herd pg:ps /' "$work/stderr.$instance" | plain >&2
             exit "$status"
             ;;
     esac

@@ -1,5 +1,25 @@
 # shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
-# Changes of roles, as pg:promote and pg:switchover share them.
+# Changes of roles, as pg:promote, pg:switchover and the attachments of addons:add share them.
+
+# attach COLOUR [first]: its URL on stdin; with "first" the app's first database becomes DATABASE_URL. Sets $release.
+attach() {
+    became=""
+    [[ -z ${2:-} || -n $(about '.config.DATABASE_URL // ""') ]] || became=DATABASE_URL
+    release=$(jq -cRs --arg v "HEROKU_POSTGRESQL_$1_URL" --arg b "$became" \
+        'rtrimstr("\n") as $url | {($v): $url} + (if $b == "" then {} else {($b): $url} end)' | config_set "Attach HEROKU_POSTGRESQL_$1")
+}
+
+# Who waited for a DATABASE_URL gets it
+restart_if_new() {
+    [[ -z $became ]] || restart_app || true
+}
+
+# The processes of the app; a failure is said, and is for the caller to count
+restart_app() {
+    (json="" platform restart >/dev/null 2>"$work/restart") && return
+    warn "the processes of $app were not restarted: $(sed 's/^ !    //' "$work/restart" | head -n 1)"
+    return 1
+}
 
 # set_database_url INSTANCE REASON: prints the release
 set_database_url() {
@@ -25,17 +45,14 @@ find_followers() {
 # is one without writes. Says what came of each; fails when something did.
 hand_over() {
     local target=$1 restart name failed=0
-    (json="" platform restart >/dev/null 2>"$work/restart") &
+    restart_app &
     restart=$!
     : >"$work/followers"
     if ((${#followers[@]})); then
         blurb_of "$target" >"$work/blurb"
         in_parallel point_follower "${followers[@]}" || failed=1
     fi
-    wait "$restart" || {
-        warn "the processes of $app were not restarted: $(sed 's/^ !    //' "$work/restart" | head -n 1)"
-        failed=1
-    }
+    wait "$restart" || failed=1
     for name in ${followers[@]+"${followers[@]}"}; do
         if [[ $(<"$work/status.$name") == 0 ]]; then
             say "$(label "$name") follows $(label "$target") now ($(followed_text <"$work/out.$name"))"

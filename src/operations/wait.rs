@@ -32,10 +32,14 @@ pub fn run(context: Context, limit: Duration) -> Result<Report> {
     let started = Instant::now();
     let instance = context.instance;
     let limit = job::wait(context, limit)?;
-    if instance.running().is_none()
-        && let Ok(why) = std::fs::read_to_string(instance.fence_file())
-    {
-        return Err(Error::Fenced { instance: instance.name.clone(), why: why.trim().to_owned() });
+    // One that has just been told to start gets a moment to be seen.
+    let seen = process::wait_for(Duration::from_secs(3).min(limit), || Ok(instance.running().map(drop)))?;
+    if seen.is_none() {
+        let name = instance.name.clone();
+        return Err(match std::fs::read_to_string(instance.fence_file()) {
+            Ok(why) => Error::Fenced { instance: name, why: why.trim().to_owned() },
+            Err(_) => Error::ServerDown { instance: name },
+        });
     }
     let begin = Instant::now();
     let mut db = standby::connect_when_ready(context, limit)?;

@@ -51,7 +51,7 @@ command_addons_add() {
         resolve "$of" source
         ask_all "$source"
         must_answer "$source"
-        check_plans "$plan" "$source"
+        check_plans "$plan" "$source" "use heroku-postgresql$(info "$source" '.plan // empty | ":\(.)"') for it"
         [[ $verb == fork || $(info "$source" .role) == primary ]] ||
             die 1 "$(label "$source") is itself a follower; nothing was added" "follow its primary: --follow $(by_address "$(info "$source" '.following.primary // ""')")"
         [[ -z $(info "$source" '.no_follow // ""') ]] ||
@@ -79,8 +79,7 @@ command_addons_add() {
         [[ -z $plan ]] || plan_settings "$plan" | agent "$longest" "$instance" plan "$plan" >/dev/null 2>&1 || take_back "$instance"
         url=$(url_of "$instance")
     fi
-    release=$(printf %s "$url" | jq -cRs --arg v "$variable" --argjson first "$([[ -z $verb && -z $(about '.config.DATABASE_URL // ""') ]] && echo true || echo false)" \
-        '{($v): .} + (if $first then {DATABASE_URL: .} else {} end)' | config_set "Attach HEROKU_POSTGRESQL_$colour") || {
+    attach "$colour" "$([[ -n $verb ]] || echo first)" <<<"$url" || {
         not_done
         exit 1
     }
@@ -93,6 +92,7 @@ command_addons_add() {
         *) say "Follower will become available for read-only queries when up-to-date" ;;
     esac
     [[ -z $verb ]] || say "Use \`herd pg:wait\` to track status"
+    restart_if_new
     [[ -z $json ]] || jq -cn --arg i "$instance" --arg v "$variable" --arg p "$plan" --argjson r "$release" --arg verb "$verb" --arg s "$source" \
         '{instance: $i, attachment: $v, plan: (if $p == "" then null else $p end), release: $r} + (if $verb == "" then {} else {($verb): $s} end)'
 }

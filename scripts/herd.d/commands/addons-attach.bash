@@ -2,7 +2,7 @@
 # Usage: herd addons:attach INSTANCE [--as COLOUR] [--json]
 # Summary: attach an instance that is there already
 #
-# The first one becomes DATABASE_URL.
+# The first one becomes DATABASE_URL, and the app's processes are restarted.
 #
 # Example:
 #   herd addons:attach db.0 --as amber
@@ -33,9 +33,9 @@ command_addons_attach() {
     choose_colour "$colour"
     doing "Attaching $instance to $app"
     url=$(url_of "$instance")
-    release=$(printf %s "$url" | jq -cRs --arg v "HEROKU_POSTGRESQL_${colour}_URL" --argjson first "$(about '.config | has("DATABASE_URL") | not')" \
-        '{($v): .} + (if $first then {DATABASE_URL: .} else {} end)' | config_set "Attach HEROKU_POSTGRESQL_$colour")
+    attach "$colour" first <<<"$url"
     done_with "v$release"
     say "Attached as HEROKU_POSTGRESQL_$colour"
+    restart_if_new
     [[ -z $json ]] || jq -cn --arg i "$instance" --arg v "HEROKU_POSTGRESQL_${colour}_URL" --argjson r "$release" '{instance: $i, attachment: $v, release: $r}'
 }

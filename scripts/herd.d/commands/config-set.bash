@@ -24,7 +24,7 @@ command_config_set() {
                     printf %s "${argument#*=}" | jq -Rs --arg n "${argument%%=*}" '{($n): .}' >>"$work/config"
                 else
                     [[ -z $from_stdin ]] || usage_error "only one variable can have its value from stdin"
-                    from_stdin=yes
+                    from_stdin=$argument
                     [[ ! -t 0 ]] || printf 'value of %s: ' "$argument" >&2
                     timeout --foreground 3600 cat | jq -Rs --arg n "$argument" '{($n): rtrimstr("\n")}' >>"$work/config"
                 fi
@@ -37,5 +37,5 @@ command_config_set() {
     release=$(jq -cs add "$work/config" | config_set "Set ${names[*]}")
     done_with "v$release"
     [[ -z $restart ]] || platform restart
-    if [[ -n $json ]]; then jq -cn --argjson r "$release" '{release: $r}'; else jq -rs 'add | to_entries[] | "\(.key): \(.value)"' "$work/config"; fi
+    if [[ -n $json ]]; then jq -cn --argjson r "$release" '{release: $r}'; else jq -rs --arg secret "$from_stdin" 'add | to_entries[] | "\(.key): \(if .key == $secret then "(as read)" else .value end)"' "$work/config"; fi
 }

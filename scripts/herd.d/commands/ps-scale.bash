@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
-# Usage: herd ps:scale NAME=COUNT...
+# Usage: herd ps:scale NAME=COUNT... [--json]
 # Summary: change how many processes of a type there are
 #
 # Databases are added by addons:add and removed by addons:remove.
@@ -22,4 +22,5 @@ command_ps_scale() {
     doing "Scaling ${*//=*/} processes"
     platform scale "$@" >/dev/null
     done_with "now running ${*#*=}"
+    [[ -z $json ]] || jq -cn --arg app "$app" --args '{app: $app, scaled: ($ARGS.positional | map(split("=") | {(.[0]): (.[1] | tonumber)}) | add)}' "$@"
 }
