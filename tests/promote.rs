@@ -225,7 +225,7 @@ fn a_stopped_instance_and_one_that_never_followed() {
     host.agent(&["promote"]).run().fails(
         1,
         "the server of db.0 does not run",
-        "start it; a standby has to be running to be promoted",
+        "start it first; its log tells why it ended",
     );
     before.assert_unchanged(&host);
 }
