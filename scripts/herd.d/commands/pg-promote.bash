@@ -65,6 +65,10 @@ command_pg_promote() {
         say "Ending following on $(label "$target")..."
         end_following
     fi
+    if [[ $(info "$target" .role) == primary && $(about '.databases[] | select(.name == $t) | .current' --arg t "$target") == true ]]; then
+        complete_promotion
+        return
+    fi
     doing "Promoting $(label "$target") to DATABASE_URL"
     release=$(set_database_url "$target" "Promote $(label "$target")") || {
         not_done
@@ -80,6 +84,21 @@ command_pg_promote() {
         jq -cs --arg t "$target" --argjson r "$release" --arg old "$old" --arg fate "$fate" \
             '{promoted: $t, release: $r, old_primary: (if $old == "" then null else {instance: $old, state: $fate} end), followers: .}' "$work/followers"
     fi
+    return "$failed"
+}
+
+# It has all that it can be given; perhaps an earlier run was interrupted before the others followed it
+complete_promotion() {
+    local failed=0
+    [[ -z $asking ]] || wait "$asking" || true
+    find_followers "" "$target"
+    say "$(label "$target") is DATABASE_URL already"
+    if ((${#followers[@]})); then
+        hand_over "$target" || failed=1
+    else
+        : >"$work/followers"
+    fi
+    [[ -z $json ]] || jq -cs --arg t "$target" '{promoted: $t, already: true, followers: .}' "$work/followers"
     return "$failed"
 }
 

@@ -17,7 +17,7 @@ command_ps_scale() {
     platform processes >"$work/processes"
     for argument; do
         cut -f 1 "$work/processes" | grep -qxF -- "${argument%%=*}" ||
-            die 2 "$app has no processes named ${argument%%=*}" "it has: $(cut -f 1 "$work/processes" | tr '\n' ' ')"
+            die 2 "$app has no processes named ${argument%%=*}" "it has: $(cut -f 1 "$work/processes" | paste -sd ' ' | grep . || echo none)"
     done
     doing "Scaling ${*//=*/} processes"
     platform scale "$@" >/dev/null
