@@ -178,6 +178,27 @@ fn who_was_fenced_for_one_is_not_fenced_or_started_for_another() {
 }
 
 #[test]
+fn a_follower_of_one_is_no_follower_of_its_twin() {
+    let (primary, one) = couple(Pg::embedded("18"));
+    let twin = primary.site.host("db.2").pg(Pg::embedded("18")).build();
+    twin.enslave(&primary, &[]);
+    wait_replayed(&primary, &twin);
+    wait_replayed(&primary, &one);
+    primary.crash();
+    let (first, second) = (one.promote(&[]), twin.promote(&[]));
+    assert_eq!((&first["timeline"], &first["last_lsn"]), (&second["timeline"], &second["last_lsn"]));
+    let follower = primary.site.host("db.3").pg(Pg::embedded("18")).build();
+    follower.enslave(&one, &[]);
+    one.exec("CREATE TABLE only_here AS SELECT generate_series(1, 10)");
+    wait_replayed(&one, &follower);
+    twin.exec("CREATE TABLE only_there AS SELECT generate_series(1, 20000)");
+    let output = follower.agent(&["enslave"]).stdin(twin.blurb()).run();
+    assert_eq!(output.code, 3, "{output:?}");
+    output.says("--confirm db.3");
+    assert_streams(&one, &follower);
+}
+
+#[test]
 fn a_fence_with_info_from_a_file() {
     let (primary, standby) = couple(Pg::embedded("15"));
     standby.account.write(&standby.home.join("old"), primary.blurb(), 0o600);
