@@ -127,8 +127,8 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         system_id: u64,
         /// Who is promoted
-        #[arg(long, default_value = "another instance")]
-        successor: String,
+        #[arg(long)]
+        successor: Option<String>,
         /// Start it again
         #[arg(long)]
         undo: bool,
@@ -528,13 +528,17 @@ fn dispatch(cli: Cli) -> Result<()> {
             }
             Ok(())
         }
-        Command::Fence { undo: true, .. } => {
-            fence::unfence(context)?;
+        Command::Fence { undo: true, successor, .. } => {
+            fence::unfence(context, successor.as_deref())?;
             answer(&json!({"instance": instance.name, "started": true}));
             Ok(())
         }
         Command::Fence { system_id, successor, .. } => {
-            let fenced = fence::fence(context, SystemId(system_id), &successor)?;
+            let fenced = fence::fence(
+                context,
+                SystemId(system_id),
+                successor.as_deref().unwrap_or("another instance"),
+            )?;
             // On a line of its own, whatever a login profile has printed before it.
             say("");
             answer(&fenced);

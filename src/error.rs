@@ -229,6 +229,8 @@ pub enum Error {
     NotAPrimary { instance: String },
     /// What was to be fenced is another cluster.
     FencedAnother { instance: String, theirs: String, expected: String },
+    /// What was to be fenced, or started again, was stopped for somebody else.
+    FencedForAnother { instance: String, successor: String, fence: PathBuf },
     /// What was to be fenced is on another timeline than this standby.
     FencedOtherTimeline { instance: String, theirs: u32, ours: u32 },
     /// Replay is paused because a setting is too low.
@@ -834,6 +836,15 @@ impl Error {
                 ),
                 "give the blurb of the old primary",
             ),
+            Error::FencedForAnother { instance, successor, .. } => (
+                Refused,
+                format!(
+                    "{instance} was stopped for {} already, which may be the primary now: there would be two \
+                     primaries",
+                    printable(successor)
+                ),
+                "",
+            ),
             Error::FencedOtherTimeline { instance, theirs, ours } => (
                 Usage,
                 format!(
@@ -1271,6 +1282,14 @@ impl Error {
             Error::TwoPrimaries { instance, .. } => format!(
                 "stop it first: --fence with its blurb on stdin; or promote all the same with --confirm {instance}"
             ),
+            Error::FencedForAnother { instance, successor, fence } => {
+                let successor = printable(successor);
+                format!(
+                    "if {successor} is the primary, follow it; if it is not, and will not be, remove {} on \
+                     {instance} and run this again",
+                    fence.display()
+                )
+            }
             Error::HostKeyChanged { host, offered, file } => {
                 let (name, port) = host.rsplit_once(':').unwrap_or((host, "22"));
                 let name = name.trim_start_matches('[').trim_end_matches(']');

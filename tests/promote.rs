@@ -55,6 +55,22 @@ fn a_primary_that_hangs_does_not_hold_it_up() {
 }
 
 #[test]
+fn a_primary_that_lets_nobody_in_but_still_commits_is_alive() {
+    let (primary, standby) = couple(Pg::embedded("18"));
+    let postmaster = primary.postmaster().unwrap();
+    let journal = Journal::start(&primary);
+    until("it is written to", 10, || standby.one("SELECT to_regclass('journal') IS NOT NULL") == "t");
+    kill(postmaster, Signal::SIGSTOP).unwrap();
+    let output = standby.agent(&["promote"]).run();
+    let was_standby = standby.is_standby();
+    kill(postmaster, Signal::SIGCONT).unwrap();
+    journal.stop();
+    assert!(was_standby, "there were two primaries: {output:?}");
+    assert_eq!(output.code, 3, "{output:?}");
+    output.says("(it sends new commits) still answers and is writable");
+}
+
+#[test]
 fn the_report_says_the_last_position_and_its_age() {
     let (primary, standby) = couple(Pg::debian15());
     // Only what was streamed has a time; the rows of before came with the copy.
@@ -130,6 +146,56 @@ fn a_fence_stops_the_old_primary_and_loses_nothing() {
         let back = primary.enslave(&standby, &[]);
         assert_eq!(back["plan"]["action"], "repoint", "{back}");
     }
+}
+
+#[test]
+fn who_was_fenced_for_one_is_not_fenced_or_started_for_another() {
+    let (primary, first) = couple(Pg::embedded("18"));
+    let second = primary.site.host("db.2").pg(Pg::embedded("18")).build();
+    second.enslave(&primary, &[]);
+    wait_replayed(&primary, &second);
+    first.agent(&["promote", "--fence"]).stdin(primary.blurb()).run().ok();
+    first.exec("INSERT INTO t VALUES (1000)");
+    let text =
+        "db.0 was stopped for db.1 already, which may be the primary now: there would be two primaries";
+    let output = second.agent(&["promote", "--fence"]).stdin(primary.blurb()).run();
+    assert_eq!(output.code, 3, "{output:?}");
+    output.says(text);
+    assert!(second.is_standby(), "there are two primaries");
+    let output = primary.agent(&["fence", "--undo", "--successor", "db.2"]).run();
+    assert_eq!(output.code, 3, "{output:?}");
+    output.says(text);
+    assert!(!primary.is_running(), "there are two primaries");
+    // Nor does a plan start it, which a kill had interrupted before
+    primary.account.write(&primary.data.join(".pgmahout-plan-undo"), r#"{"plan":null,"settings":{}}"#, 0o600);
+    let output = primary.agent(&["plan", "dev"]).stdin("work_mem = 2MB\n").run();
+    assert_eq!(output.code, 1, "{output:?}");
+    output.says("stays down");
+    assert!(!primary.is_running(), "there are two primaries");
+    // By the one that it was stopped for, it is
+    primary.agent(&["fence", "--undo", "--successor", "db.1"]).run().ok();
+    assert!(primary.is_running());
+}
+
+#[test]
+fn a_follower_of_one_is_no_follower_of_its_twin() {
+    let (primary, one) = couple(Pg::embedded("18"));
+    let twin = primary.site.host("db.2").pg(Pg::embedded("18")).build();
+    twin.enslave(&primary, &[]);
+    wait_replayed(&primary, &twin);
+    wait_replayed(&primary, &one);
+    primary.crash();
+    let (first, second) = (one.promote(&[]), twin.promote(&[]));
+    assert_eq!((&first["timeline"], &first["last_lsn"]), (&second["timeline"], &second["last_lsn"]));
+    let follower = primary.site.host("db.3").pg(Pg::embedded("18")).build();
+    follower.enslave(&one, &[]);
+    one.exec("CREATE TABLE only_here AS SELECT generate_series(1, 10)");
+    wait_replayed(&one, &follower);
+    twin.exec("CREATE TABLE only_there AS SELECT generate_series(1, 20000)");
+    let output = follower.agent(&["enslave"]).stdin(twin.blurb()).run();
+    assert_eq!(output.code, 3, "{output:?}");
+    output.says("--confirm db.3");
+    assert_streams(&one, &follower);
 }
 
 #[test]

@@ -50,6 +50,7 @@ resolve() {
             fi
             die 2 "$app has no database $wanted" "it has: $(about '[.databases[] | names] | flatten | join(", ") | if . == "" then "none; see herd addons:add --help" else . end')"
             ;;
+        "?"*) die 2 "$wanted of $app may be ${found#\?}" "use another of its names, such as HEROKU_POSTGRESQL_${wanted^^}_URL for the attachment" ;;
         "!"*) die 1 "${found#!} of $app points to no instance that the platform knows" "see herd config, and the platform's list: $platform_directory/instances" ;;
     esac
     printf -v "${2:-instance}" %s "$found"
@@ -124,7 +125,7 @@ url_of() {
     url=$(platform url "$1") || return
     address=$(about '.databases[] | select(.name == $n) | .address' --arg n "$1")
     if [[ -n $url ]]; then
-        [[ ${#url} -lt 10000 && $url != *[[:space:][:cntrl:]]* && $(printf %s "$url" | jq -rRs -L "$library" 'include "herd"; address') == "$address" ]] ||
+        [[ ${#url} -lt 10000 && $url != *[[:space:][:cntrl:]]* && $(printf %s "$url" | jq -rRs -L "$library" 'include "herd"; address') == "${address,,}" ]] ||
             misbehaved url "it answered no URL of $1 at $address"
     else
         credentials=$(ask "$1" credentials) || die_of "$1"
@@ -133,11 +134,23 @@ url_of() {
     printf '%s\n' "$url"
 }
 
-# attached_url INSTANCE: its attachment's, else url_of
+# attached_url INSTANCE [NAME]: its attachment's, else url_of. Of several, which may be of several databases of that
+# server, the one of that name, else one of the database that DATABASE_URL is of.
 attached_url() {
     local url
-    url=$(about '. as $all | .databases[] | select(.name == $n) | .attachments[0] // empty | $all.config["HEROKU_POSTGRESQL_\(.)_URL"]' --arg n "$1")
+    url=$(about 'url_of($n; $w)' --arg n "$1" --arg w "${2:-}")
     if [[ -n $url ]]; then printf '%s\n' "$url"; else url_of "$1"; fi
+}
+
+# database_in URL: its name, percent-encoded as it is there
+database_in() {
+    printf %s "$1" | sed -E 's|^[a-z]+://[^/]*/?([^?]*).*$|\1|'
+}
+
+# decoded TEXT: of a URL
+decoded() {
+    local text=${1//\\/\\\\}
+    printf %b "${text//%/\\x}"
 }
 
 # by_address HOST:PORT: the instance there, or nothing

@@ -3,7 +3,7 @@
 # "host:port" of a URL, as the platform writes addresses
 def address:
     [capture("^[a-z]+://(?:[^@/]*@)?(?<h>\\[[^]]*\\]|[^:/?#]+)(?::(?<p>[0-9]+))?")][0] as $m
-    | if $m then "\($m.h):\($m.p // "5432")" else null end;
+    | if $m then "\($m.h | ascii_downcase):\($m.p // "5432")" else null end;
 
 def colour: [capture("^HEROKU_POSTGRESQL_(?<c>[A-Z][A-Z0-9_]*?)_URL$").c][0];
 
@@ -14,26 +14,38 @@ def databases($app; $instances):
        | select(.colour or .name == "DATABASE_URL")] as $urls
     | [$instances | split("\n")[] | select(. != "") | split("\t")
        | {name: .[0], state: .[1], address: .[2]}
-       | .address as $a
+       | (.address | ascii_downcase) as $a
        | . + {attachments: [$urls[] | select(.colour and .address == $a) | .colour],
               current: ([$urls[] | select(.name == "DATABASE_URL" and .address == $a)] != [])}] as $databases
     | {app: $app, release: .release, config: .config, databases: $databases,
-       strays: [$urls[] | select(.address as $a | [$databases[] | select(.address == $a)] == []) | .name]};
+       strays: [$urls[] | select(.address as $a | [$databases[] | select((.address | ascii_downcase) == $a)] == []) | .name]};
 
 # What a database may be called
 def names: [.attachments[] | "HEROKU_POSTGRESQL_\(.)_URL"] + [.name];
 def attachment: names[0];
 def title: if .current then "\(attachment) (DATABASE_URL)" else attachment end;
 
-# The instance that a name means; "!VARIABLE" when it is a variable that points nowhere; nothing when there is none
+# What stands behind the address of a URL: the database, and how to connect
+def tail: sub("^[a-z]+://([^@/]*@)?[^/?#]*"; "");
+
+# The URL of an attachment of that instance: that of the name, else one like DATABASE_URL, else the first
+def url_of($name; $wanted):
+    . as $all
+    | ($wanted | ascii_upcase | ltrimstr("HEROKU_POSTGRESQL_") | sub("_URL$"; "")) as $c
+    | [.databases[] | select(.name == $name) | .attachments[] | {colour: ., url: $all.config["HEROKU_POSTGRESQL_\(.)_URL"]}] as $urls
+    | ([$urls[] | select(.colour == $c)][0]
+        // [$urls[] | select(.url | tail == ($all.config.DATABASE_URL // "" | tail))][0]
+        // $urls[0] // empty).url;
+
+# The instance that a name means, "?SEVERAL", "!VARIABLE" when it is a variable that points nowhere; nothing when there is none
 def resolve($wanted):
     ($wanted | ascii_upcase) as $w
     | ($w | ltrimstr("HEROKU_POSTGRESQL_") | if . == "DATABASE_URL" then . else sub("_URL$"; "") end) as $c
-    | [.databases[]
+    | ([.databases[]
        | select((.name | ascii_upcase) == $w
                 or ($w == "DATABASE_URL" and .current)
                 or ([.attachments[] | select(. == $c)] != []))
-       | .name][0]
+       | .name] | unique | (if length > 1 then "?" + join(" or ") else .[0] end))
       // ([.strays[] | select(. == $w or . == "HEROKU_POSTGRESQL_\($c)_URL")][0] // empty | "!" + .);
 
 def bytes:

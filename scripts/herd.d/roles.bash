@@ -21,24 +21,45 @@ restart_app() {
     return 1
 }
 
-# set_database_url INSTANCE REASON: prints the release
+# set_database_url INSTANCE REASON [NAME]: prints the release. NAME is what the operator called it.
 set_database_url() {
-    attached_url "$1" | jq -cRs '{DATABASE_URL: rtrimstr("\n")}' | config_set "$2"
+    local url was
+    url=$(attached_url "$1" "${3:-}") || return
+    was=$(database_in "$(about '.config.DATABASE_URL // ""')")
+    [[ -z $was || $was == "$(database_in "$url")" ]] ||
+        warn "DATABASE_URL was of the database $was there, and is of $(database_in "$url") now"
+    printf %s "$url" | jq -cRs '{DATABASE_URL: rtrimstr("\n")}' | config_set "$2"
 }
 
-# The standbys that follow the address, or whose primary is not there any more, into $followers: what an earlier run
-# that was interrupted has left is found again. Those that follow a living primary or standby are somebody else's.
+# The standbys that follow the address, into $followers; and what an earlier run that was interrupted has left: those
+# whose primary was the target's too, and is not there any more. Those of anybody else are not ours, though he does not
+# answer now: a fork has the same system identifier, and its timeline may have the same number.
 find_followers() {
-    local address=$1 target=$2 system_id
-    system_id=$(info "$target" '.system_id // ""')
-    mapfile -t followers < <(with_info | jq -r --arg a "$address" --arg t "$target" --arg id "$system_id" '
-        [.databases[] | select(.info.role == "primary" or .info.role == "standby") | .address] as $alive
-        | ([.databases[] | select(.name == $t) | .address][0]) as $new
+    local address=$1 target=$2
+    mapfile -t followers < <(with_info | jq -r --arg a "$address" --arg t "$target" '
+        ([.databases[] | select(.name == $t)][0]) as $new
+        | [.databases[] | select(.info.role | IN("primary", "standby", "unknown")) | .address] as $alive
+        | ([$new.info.followed // empty, (.databases[] | select(.info.system_id == $new.info.system_id
+                and (.info.problem // "" | startswith("fenced: \($new.info.instance) was promoted"))) | .address)]
+            - $alive) as $left
         | .databases[]
-        | select(.name != $t and .info.role == "standby" and .info.system_id == $id and .info.following.primary != $new)
+        | select(.name != $t and .info.role == "standby" and .info.system_id == $new.info.system_id)
         | .info.following.primary as $p
-        | select($p == $a or ($alive | index($p) | not))
+        | select($p == $a or ($left | index($p)))
         | .name')
+}
+
+# Those that may be followers, but do not say so now, would go on following the old primary when they are back
+warn_of_the_silent() {
+    local name
+    for name in $(with_info | jq -r --arg t "$1" --arg o "$2" '
+        [.databases[] | select(.name == $t) | .info.system_id][0] as $id
+        | .databases[] | select(.name != $t and .name != $o)
+        | select(.info.error or ((.info.role | IN("stopped", "unknown")) and .info.system_id == $id
+            and (.info.problem // "" | startswith("fenced: ") | not))) | .name'); do
+        warn "$(label "$name") does not say whom it follows: $(info "$name" '.error.message // .problem // "its server does not run"')"
+        warn "if it followed what $1 followed: herd pg:follow $name --of $1, when it is back"
+    done
 }
 
 # Points $followers to the new primary and restarts the processes of the app, all at the same time, as every second

@@ -10,6 +10,7 @@ use crate::postgres::wal::{Lsn, SystemId, Timeline};
 use crate::progress::time_text;
 use crate::service;
 use serde::{Deserialize, Serialize};
+use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What the fenced side answers.
@@ -46,10 +47,11 @@ pub fn fence(context: Context, expected: SystemId, successor: &str) -> Result<Fe
         });
     }
     let fence = instance.fence_file();
+    check_successor(context, successor)?;
     let was_running = instance.running().is_some() || fence.exists();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let text = format!(
-        "{successor} was promoted in place of {} at {}; make this instance its standby by pgmahout enslave, or \
+        "{successor}{IN_PLACE_OF}{} at {}; make this instance its standby by pgmahout enslave, or \
          remove {} to start it as a second primary\n",
         instance.name,
         time_text(now as i64),
@@ -76,7 +78,34 @@ pub fn fence(context: Context, expected: SystemId, successor: &str) -> Result<Fe
     Ok(Fenced { instance: instance.name.clone(), system_id: control.system_id, end, timeline, was_running })
 }
 
-/// Takes a fence back: the server starts again as it was.
-pub fn unfence(context: Context) -> Result<()> {
+/// Takes the fence of `successor` (or anybody's) back: the server starts again as it was.
+pub fn unfence(context: Context, successor: Option<&str>) -> Result<()> {
+    let instance = context.instance;
+    let limit = instance.stop_timeout;
+    // Who fences may still be at it, and the server on its way down.
+    let _lock = Lock::wait(&instance.state_directory.join("lock"), "fence --undo", limit, |holder| {
+        context.progress.step(format!("waiting for another pgmahout: {holder}"));
+    })?;
+    if let Some(successor) = successor {
+        check_successor(context, successor)?;
+    }
     super::standby::start_and_connect(context).map(drop)
+}
+
+/// What stands in the fence between the successor's name and ours.
+const IN_PLACE_OF: &str = " was promoted in place of ";
+
+/// Who was stopped for one successor is nobody else's to be stopped or started: that one may be the primary
+/// by now, and a second one would be promoted, or this one started, beside it.
+fn check_successor(context: Context, successor: &str) -> Result<()> {
+    let fence = context.instance.fence_file();
+    let Ok(text) = fs::read_to_string(&fence) else { return Ok(()) };
+    match text.split_once(IN_PLACE_OF) {
+        Some((first, _)) if first != successor => Err(Error::FencedForAnother {
+            instance: context.instance.name.clone(),
+            successor: first.to_owned(),
+            fence,
+        }),
+        _ => Ok(()),
+    }
 }

@@ -3,7 +3,7 @@
 use super::enslave::here;
 use super::enslave::there::{self, end_of_wal};
 use super::standby::{self, Lag};
-use super::{Context, job, plan, promote};
+use super::{Context, job, plan, primary, promote};
 use crate::error::Result;
 use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{Lsn, SystemId, Timeline};
@@ -38,6 +38,8 @@ pub struct Report {
     pub received: Option<Lsn>,
     /// Whom it follows.
     pub following: Option<Following>,
+    /// A primary's former primary, host:port, where its settings still say so.
+    pub followed: Option<String>,
     /// Who follows it.
     pub followers: Vec<Follower>,
     /// Its replication slots.
@@ -142,6 +144,7 @@ pub fn run(context: Context) -> Result<Report> {
         lsn: control.as_ref().map(|c| c.checkpoint),
         received: None,
         following: None,
+        followed: None,
         followers: Vec::new(),
         slots: Vec::new(),
         connections: None,
@@ -190,6 +193,8 @@ fn ask(context: Context, db: &mut Db, report: &mut Report) -> Result<()> {
         report.role = "primary";
         report.timeline = Some(promote::timeline(db, instance)?);
         report.lsn = Some(end_of_wal(db, false)?);
+        let former = standby::primary_conninfo(db, &instance.data_directory()?)?;
+        report.followed = former.as_ref().and_then(primary::address);
     }
     let here = if in_recovery { version.sql_last_wal_replay_lsn() } else { version.sql_current_wal_lsn() };
     if let Some(diff) = version.sql_wal_lsn_diff() {

@@ -2,7 +2,7 @@
 //! start this program again, detached, and `wait` and `info` read how it does from one small file.
 
 use super::Context;
-use crate::durable::{self, Context as _};
+use crate::durable::{self, Context as _, Lock};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::process;
@@ -112,6 +112,9 @@ pub fn start(
     blurb: Option<&[u8]>,
 ) -> Result<Job> {
     let instance = context.instance;
+    // Until it has begun: whoever comes at the same time sees that it runs.
+    let lock = instance.state_directory.join("job.lock");
+    let _lock = Lock::wait(&lock, "--background", Duration::from_secs(30), |_| {})?;
     if let Some(job) = read(instance).filter(|job| job.state() == State::Running) {
         return Err(Error::JobRuns { verb: job.verb, source_name: job.source, pid: job.pid });
     }

@@ -105,6 +105,11 @@ pub fn apply(context: Context, wanted: &Plan, may_restart: bool) -> Result<Repor
     instance.check_account()?;
     let _lock = Lock::take(&instance.state_directory.join("lock"), "plan")?;
     let data = instance.data_directory()?;
+    if instance.running().is_none()
+        && let Ok(why) = fs::read_to_string(instance.fence_file())
+    {
+        return Err(Error::Fenced { instance: instance.name.clone(), why: why.trim().to_owned() });
+    }
     if !has_standby_file(&data) {
         undo_interrupted(context, &data)?;
     }

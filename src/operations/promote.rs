@@ -138,6 +138,7 @@ fn ask_old_primary(context: Context, db: &mut Db) -> Result<OldPrimary> {
         return Ok(OldPrimary::None);
     };
     let at = format!("{}:{}", target.host, target.port);
+    let before = progress_of(db)?;
     let asked = Db::connect(&target).and_then(|mut old| {
         let in_recovery = old.in_recovery()?;
         // A standby in between (a cascade) that streams has a living primary behind it.
@@ -151,8 +152,26 @@ fn ask_old_primary(context: Context, db: &mut Db) -> Result<OldPrimary> {
         Err(Error::SqlPassword { .. } | Error::SqlRefused { .. }) if standby::is_streaming(db)? => {
             Ok(OldPrimary::Writable(at))
         }
+        // It lets nobody in any more, but who is in goes on to commit, and sends that here.
+        Err(_) if standby::is_streaming(db)? && has_committed_since(before, progress_of(db)?) => {
+            Ok(OldPrimary::Writable(format!("{at} (it sends new commits)")))
+        }
         Err(error) => Ok(OldPrimary::Unreachable(error.to_string())),
     }
+}
+
+/// The position that was received, and the time of the last commit that was replayed.
+type Progress = (Option<Lsn>, Option<f64>);
+
+fn progress_of(db: &mut Db) -> Result<Progress> {
+    let received = standby::positions(db)?.0;
+    let commit = db.value("SELECT extract(epoch FROM pg_last_xact_replay_timestamp())::float8", &[])?;
+    Ok((received, commit))
+}
+
+/// Both: a primary that is dead may have left much to replay, and one that nobody uses still writes a little.
+fn has_committed_since(before: Progress, now: Progress) -> bool {
+    now.0 > before.0 && now.1 > before.1
 }
 
 /// Stops the old primary and lets this standby receive the last of its WAL. When that does not come, the
@@ -227,7 +246,9 @@ fn after_fence(context: Context, db: &mut Db, fenced: &Fenced, limit: Duration) 
 fn unfence(context: Context, ssh: &Ssh, agent: &str, name: &str) {
     context.progress.step(format!("starting {name} again"));
     ssh.set_patience(context.instance.start_timeout + Duration::from_secs(30));
-    if let Err(error) = ssh::run(ssh, &format!("{agent} --json fence --undo"), b"") {
+    let successor = ssh::shell_word(&context.instance.name);
+    let command = format!("{agent} --json fence --undo --successor {successor}");
+    if let Err(error) = ssh::run(ssh, &command, b"") {
         context.progress.warn(format!("{name} could not be started again: {error}"));
     }
 }

@@ -254,13 +254,195 @@ config_is_as_it_was() {
     herd pg:promote GOLD --confirm shop
     [ "$status" = 0 ]
     did "db.0 fence --system-id 7710687726964584108 --successor db.1" "db.1 promote --confirm db.1" "config-set DATABASE_URL=db.1" + "db.2 enslave" restart
-    # One that cannot be kept down is warned of
+    # Confirmed was that it is stopped: when that fails, there would be two. The same for one that runs, but lets nobody in.
+    for role in primary unknown; do
+        all_is_well
+        set_info db.1 '.following |= (.reachable = false | .streaming = false)'
+        set_info db.0 ".role = \"$role\""
+        fault run.db.0.fence 'exit 255'
+        herd pg:promote GOLD
+        [ "$status" = 3 ]
+        did
+        herd pg:promote GOLD --confirm shop
+        [ "$status" = 4 ]
+        did "db.0 fence --system-id 7710687726964584108 --successor db.1"
+        [ "$err" = " !    HEROKU_POSTGRESQL_GOLD_URL was not promoted; to do that all the same: herd pg:promote db.1 --no-fence --confirm shop
+ !    db.0: db.0 could not be reached
+ !    is its machine up?" ]
+        : >"$BROKEN/calls"
+        herd pg:promote db.1 --no-fence --confirm shop
+        [ "$status" = 0 ]
+        did "db.1 promote --confirm db.1" "config-set DATABASE_URL=db.1" + "db.2 enslave" restart
+        [[ $out == *"The old primary HEROKU_POSTGRESQL_AMBER_URL goes on, on its own" ]]
+    done
+    # One that does not run, and cannot be kept down, is warned of
     all_is_well
     set_info db.1 '.following |= (.reachable = false | .streaming = false)'
+    set_info db.0 '.role = "stopped"'
     fault run.db.0.fence 'exit 255'
-    herd pg:promote GOLD --confirm shop
+    herd pg:promote GOLD
     [ "$status" = 0 ]
     [[ $err == *" !    HEROKU_POSTGRESQL_AMBER_URL could not be kept from starting again: db.0 could not be reached"* ]]
+}
+
+@test "pg:promote of a follower that has missed an earlier promotion wants --confirm" {
+    fault run.db.2 'exit 255'
+    herd pg:promote GOLD
+    [ "$status" = 0 ]
+    [ "$err" = " !    HEROKU_POSTGRESQL_SILVER_URL does not say whom it follows: db.2 could not be reached
+ !    if it followed what db.1 followed: herd pg:follow db.2 --of db.1, when it is back" ]
+    rm "$BROKEN/faults/run.db.2"
+    set_info db.2 '.following |= (.reachable = false | .streaming = false)'
+    : >"$BROKEN/calls"
+    herd pg:promote SILVER
+    [ "$status" = 3 ]
+    [[ $err == *" !    nothing was done: HEROKU_POSTGRESQL_GOLD_URL is the primary, and HEROKU_POSTGRESQL_SILVER_URL does not follow it: there would be two primaries"* ]]
+    did
+    # The old primary was stopped for GOLD, as another operator's herd has done just now
+    jq -c '.config.DATABASE_URL = .config.HEROKU_POSTGRESQL_AMBER_URL' "$BROKEN/config.json" >"$scene/config"
+    mv "$scene/config" "$BROKEN/config.json"
+    fault run.db.0.fence 'refuse 3 "db.0 was stopped for db.1 already" "if db.1 is the primary, follow it"'
+    herd pg:promote SILVER
+    [ "$status" = 3 ]
+    [[ $err == *" !    db.0: db.0 was stopped for db.1 already
+ !    if db.1 is the primary, follow it" ]]
+    did "db.0 fence --system-id 7710687726964584108 --successor db.2"
+    # The same when run again on the one that was promoted: what it has missed follows
+    : >"$BROKEN/calls"
+    herd pg:promote GOLD
+    [ "$status" = 0 ]
+    did "config-set DATABASE_URL=db.1" + "db.2 enslave" restart
+}
+
+@test "pg:promote leaves the followers of a fork alone, also when the fork does not answer" {
+    cp "$BROKEN/instances/db.0" "$BROKEN/instances/db.3"
+    cp "$BROKEN/instances/db.2" "$BROKEN/instances/db.4"
+    set_info db.3 '.instance = "db.3"'
+    for fault in 'exit 255' 'jq -c ".role = \"stopped\"" "$BROKEN/instances/db.3"; exit' 'jq -c ".role = \"unknown\"" "$BROKEN/instances/db.3"; exit'; do
+        set_info db.4 '.instance = "db.4" | .following |= (.primary = "10.0.0.3:5432" | .streaming = false | .reachable = false)'
+        fault run.db.3.info "$fault"
+        cp "$BROKEN/instances/db.0" "$scene/primary"
+        cp "$BROKEN/instances/db.1" "$scene/standby"
+        herd pg:promote GOLD
+        [ "$status" = 0 ]
+        did "db.1 promote --fence" "config-set DATABASE_URL=db.1" + "db.2 enslave" restart
+        # A primary that fell out of an earlier run: only those that followed what it did
+        set_info db.1 '.followed = "10.0.0.0:5432"'
+        : >"$BROKEN/calls"
+        herd pg:promote GOLD
+        [ "$status" = 0 ]
+        did "config-set DATABASE_URL=db.1" restart
+        : >"$BROKEN/calls"
+        mv "$scene/primary" "$BROKEN/instances/db.0"
+        mv "$scene/standby" "$BROKEN/instances/db.1"
+        sed 's/db\.1/db.2/' "$broken/model/standby.json" >"$BROKEN/instances/db.2"
+    done
+}
+
+@test "pg:switchover that fails does not take back what somebody else has done" {
+    # Another operator's promotion of the same follower was a moment earlier
+    fault run.db.1.promote 'becomes db.1 ".role = \"primary\" | .following = null"; becomes db.0 ".role = \"stopped\" | .problem = \"fenced: db.1 was promoted in place of db.0 at\""
+        refuse 1 "another pgmahout is at work" "wait for its end"'
+    herd pg:switchover GOLD
+    [ "$status" = 1 ]
+    did "config-set DATABASE_URL=db.1" "db.1 promote --fence --timeout 60"
+    [[ $err == *" !    HEROKU_POSTGRESQL_GOLD_URL is the primary all the same; herd pg:switchover db.1 completes it
+ !    db.1: another pgmahout is at work
+ !    wait for its end" ]]
+    [ "$(current)" = db.1 ]
+    herd pg:switchover db.1
+    [ "$status" = 0 ]
+    # Of another follower, and DATABASE_URL is theirs
+    all_is_well
+    fault run.db.1.promote 'becomes db.2 ".role = \"primary\" | .following = null"; becomes db.0 ".role = \"standby\""
+        jq -c ".config.DATABASE_URL = .config.HEROKU_POSTGRESQL_SILVER_URL" "$BROKEN/config.json" >"$BROKEN/config.new"
+        mv "$BROKEN/config.new" "$BROKEN/config.json"
+        refuse 3 "db.0 was stopped for db.2 already" "follow it"'
+    herd pg:switchover GOLD
+    [ "$status" = 3 ]
+    did "config-set DATABASE_URL=db.1" "db.1 promote --fence --timeout 60" "db.0 wait --timeout 20"
+    [[ $err == *" !    somebody else has changed DATABASE_URL meanwhile; it is left as it is
+ !    HEROKU_POSTGRESQL_AMBER_URL is no primary now, but a standby; see herd pg:info, and herd pg:promote the one that is
+ !    db.1: db.0 was stopped for db.2 already"* ]]
+    [ "$(current)" = db.2 ]
+}
+
+@test "DATABASE_URL keeps to its database where a server has several" {
+    jq -c '.config = {HEROKU_POSTGRESQL_BLOG_URL: "postgres://shop:s3cret@10.0.0.1:5432/blog"} + .config' "$BROKEN/config.json" >"$scene/config"
+    mv "$scene/config" "$BROKEN/config.json"
+    herd pg:switchover db.1
+    [ "$status $err $(jq -r .config.DATABASE_URL "$BROKEN/config.json")" = "0  postgres://shop:s3cret@10.0.0.1:5432/shop" ]
+    herd pg:promote BLOG
+    [ "$(jq -r .config.DATABASE_URL "$BROKEN/config.json")" = postgres://shop:s3cret@10.0.0.1:5432/blog ]
+    [[ $err == *" !    DATABASE_URL was of the database shop there, and is of blog now"* ]]
+}
+
+@test "a name that two databases have is nobody's" {
+    fault instances 'printf "db.0\trunning\t10.0.0.0:5432\ngold\trunning\t10.0.0.9:5432\ndb.1\trunning\t10.0.0.1:5432\n"; exit'
+    fails 2 "gold of shop may be db.1 or gold" addons:remove gold --confirm shop
+    did
+}
+
+@test "addons:remove looks again after the app's name was typed, and at who is connected" {
+    runner=("$BATS_TEST_DIRNAME/fixtures/terminal" / $'shop\n')
+    # While it was typed, somebody has promoted it
+    fault_once run.db.2.info 'echo "jq -c \".config.DATABASE_URL = .config.HEROKU_POSTGRESQL_SILVER_URL\" \"\$BROKEN/config.json\" >\"\$BROKEN/new\"; mv \"\$BROKEN/new\" \"\$BROKEN/config.json\"" >"$BROKEN/faults/config-list"'
+    herd addons:remove SILVER
+    [[ $(tail -n 1 <<<"$out") == "1 "* && $out == *"HEROKU_POSTGRESQL_SILVER_URL is the DATABASE_URL of shop"* ]]
+    did
+    runner=()
+    # By another name of its machine it is in use, and followed
+    all_is_well
+    jq -c '.config.DATABASE_URL = "postgres://shop:s3cret@db1.example.com:5432/shop"' "$BROKEN/config.json" >"$scene/config"
+    mv "$scene/config" "$BROKEN/config.json"
+    for name in db.1 db.2; do set_info "$name" '.following.primary = "db1.example.com:5432"'; done
+    fails 1 "HEROKU_POSTGRESQL_AMBER_URL is followed by db.1 db.2" addons:remove AMBER --confirm shop
+    set_info db.0 '.followers = [] | .connections.used = 3'
+    fails 1 "HEROKU_POSTGRESQL_AMBER_URL has 3 sessions, and DATABASE_URL points to no instance" addons:remove AMBER --confirm shop
+    did
+}
+
+@test "addons:remove of a dead follower drops its slot" {
+    fault run.db.2 'exit 255'
+    set_info db.0 '.slots[1].active = false'
+    herd addons:remove SILVER --confirm shop
+    [ "$status" = 0 ]
+    did "destroy db.2" "config-unset HEROKU_POSTGRESQL_SILVER_URL" "db.0 forget db.2"
+}
+
+@test "what somebody else does to the config meanwhile stays" {
+    change='jq -c ".config.$1 = .config.HEROKU_POSTGRESQL_GOLD_URL" "$BROKEN/config.json" >"$BROKEN/config.new"; mv "$BROKEN/config.new" "$BROKEN/config.json"'
+    fault run.db.1.credentials "set -- DATABASE_URL; $change"
+    herd pg:credentials:rotate
+    [ "$status" = 0 ]
+    [ "$(jq -r .config.DATABASE_URL "$BROKEN/config.json")" = postgres://shop:n3w@10.0.0.1:5432/shop ]
+    all_is_well
+    fault provision "set -- HEROKU_POSTGRESQL_AQUA_URL; $change"
+    herd addons:add heroku-postgresql
+    [ "$status" = 0 ]
+    [[ $out == *"Attached as HEROKU_POSTGRESQL_BLACK"* ]]
+    [ "$(jq -r .config.HEROKU_POSTGRESQL_AQUA_URL "$BROKEN/config.json")" = postgres://shop:s3cret@10.0.0.1:5432/shop ]
+    herd addons:add heroku-postgresql --as teal
+    [ "$status" = 0 ]
+    fault provision "set -- HEROKU_POSTGRESQL_PINK_URL; $change"
+    herd addons:add heroku-postgresql --as pink
+    [ "$status" = 1 ]
+    [[ $err == " !    HEROKU_POSTGRESQL_PINK is attached already"*"the new instance db.5 is there, attached to nothing"* ]]
+}
+
+@test "pg:credentials:rotate names who does not answer" {
+    fault run.db.2 'exit 255'
+    herd pg:credentials:rotate
+    [ "$status" = 1 ]
+    [ "$err" = " !    HEROKU_POSTGRESQL_SILVER_URL does not answer, and may be a follower: db.2 could not be reached
+ !    mend that, then run herd pg:credentials:rotate again; until then it streams on, but cannot connect anew" ]
+}
+
+@test "pg:credentials is what libpq understands" {
+    jq -c '.config.HEROKU_POSTGRESQL_AMBER_URL = "postgres://sh%6fp:p%40s%5Cs%27@10.0.0.0:5432/shop"' "$BROKEN/config.json" >"$scene/config"
+    mv "$scene/config" "$BROKEN/config.json"
+    herd pg:credentials AMBER
+    [ "$(sed -n 2p "$scene/out")" = "   \"dbname=shop host=10.0.0.0 port=5432 user=shop password='p@s\\\\s\\''\"" ]
 }
 
 @test "a wrong answer to a question does nothing" {

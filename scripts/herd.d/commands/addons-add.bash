@@ -15,7 +15,7 @@
 #   herd addons:add heroku-postgresql --fork AMBER --as silver
 
 command_addons_add() {
-    local addon="" plan="" verb="" of="" colour="" source="" instance="" release url variable
+    local addon="" plan="" verb="" of="" colour="" wanted source="" instance="" release url variable
     while (($#)); do
         case $1 in
             --follow | --track | --fork | --follow=* | --track=* | --fork=*)
@@ -45,8 +45,8 @@ command_addons_add() {
     [[ -z $plan ]] || check_plan "$plan"
     use_platform
     load_databases
-    choose_colour "$colour"
-    variable=HEROKU_POSTGRESQL_${colour}_URL
+    wanted=$colour
+    choose_colour "$wanted"
     if [[ -n $verb ]]; then
         resolve "$of" source
         ask_all "$source"
@@ -79,6 +79,10 @@ command_addons_add() {
         [[ -z $plan ]] || plan_settings "$plan" | agent "$longest" "$instance" plan "$plan" >/dev/null 2>&1 || take_back "$instance"
         url=$(url_of "$instance")
     fi
+    # Somebody else may have added one meanwhile
+    load_databases
+    choose_colour "$wanted"
+    variable=HEROKU_POSTGRESQL_${colour}_URL
     attach "$colour" "$([[ -n $verb ]] || echo first)" <<<"$url" || {
         not_done
         exit 1
@@ -124,7 +128,7 @@ take_back() {
 # The URL of the source's attachment with the address of the instance
 url_like() {
     local url ours theirs
-    url=$(attached_url "$1")
+    url=$(attached_url "$1" "$of")
     theirs=$(about '.databases[] | select(.name == $n) | .address' --arg n "$1")
     ours=$(about '.databases[] | select(.name == $n) | .address' --arg n "$2")
     [[ $url == *"$theirs"* ]] || die 1 "the URL of $(label "$1") does not hold its address $theirs" "see herd config"

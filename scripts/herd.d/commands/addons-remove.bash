@@ -10,23 +10,26 @@
 #   herd addons:remove SILVER
 
 command_addons_remove() {
-    local instance release="" failed=0 variables others name source address followers
+    local instance release="" failed=0 variables others name source sources address followers
     (($# == 1)) && [[ $1 != -* ]] || usage_error "which database?"
     use_platform
     load_databases
     resolve "$1"
-    must_not_be_current "$instance"
-    mapfile -t others < <(about '.databases[].name')
-    ask_all "${others[@]}"
-    address=$(about '.databases[] | select(.name == $n) | .address' --arg n "$instance")
-    followers=$(with_info | jq -r --arg a "$address" '[.databases[] | select(.info.role == "standby" and .info.following.primary == $a) | .name] | join(" ")')
-    [[ -z $followers ]] || die 1 "$(label "$instance") is followed by $followers" "remove them first, or point them elsewhere: herd pg:follow"
+    must_be_removable
     confirm_app "$(label "$instance") would be destroyed with all its data" \
         "WARNING: Destructive Action" \
         "$(label "$instance") ($instance$(size_text)) will be destroyed with all its data. This cannot be undone."
+    # Whoever typed it had time, in which it may have become the primary
+    if [[ $confirmed != "$app" ]]; then
+        load_databases
+        must_be_removable
+    fi
     mapfile -t variables < <(about '.databases[] | select(.name == $n) | .attachments[] | "HEROKU_POSTGRESQL_\(.)_URL"' --arg n "$instance")
-    name=$(info "$instance" '.instance // ""')
-    source=$(by_address "$(info "$instance" '.following.primary // ""')")
+    name=$(info "$instance" ".instance // \"$instance\"")
+    # One that does not answer has its slot at whoever has one that nobody uses
+    mapfile -t sources < <(with_info | jq -r --arg n "$instance" '
+        [.databases[] | select(.name == $n) | .info][0] as $i | .databases[] | select(.name != $n)
+        | select(if $i.error then any(.info.slots[]?; .active | not) else .address == $i.following.primary end) | .name')
 
     doing "Removing $(label "$instance") from $app"
     platform destroy "$instance" >/dev/null || exit
@@ -38,12 +41,27 @@ command_addons_remove() {
         done_with "${release:+v$release}"
     fi
     # Its slot would keep WAL on the primary for ever
-    if [[ -n $source && -n $name ]] && ! ask "$source" forget "$name" >/dev/null; then
+    for source in ${sources[@]+"${sources[@]}"}; do
+        ask "$source" forget "$name" >/dev/null && continue
         warn "the slot of $instance may still be on $(label "$source"): $(jq -r .message "$work/error.$source")"
         warn "when that one answers: herd pg:info $source shows it, and pgmahout forget $name there drops it"
-    fi
+    done
     ((failed == 0)) || return 1
     [[ -z $json ]] || jq -cn --arg i "$instance" --arg r "$release" '{destroyed: $i, release: (if $r == "" then null else $r | tonumber end)}'
+}
+
+# Neither in use nor followed, as far as anybody can tell
+must_be_removable() {
+    must_not_be_current "$instance"
+    mapfile -t others < <(about '.databases[].name')
+    ask_all "${others[@]}"
+    address=$(about '.databases[] | select(.name == $n) | .address' --arg n "$instance")
+    followers=$(with_info | jq -r --arg a "$address" --arg n "$instance" '[(.databases[] | select(.info.role == "standby" and .info.following.primary == $a) | .name),
+        (.databases[] | select(.name == $n) | .info.followers // [] | .[].name)] | unique | join(" ")')
+    [[ -z $followers ]] || die 1 "$(label "$instance") is followed by $followers" "remove them first, or point them elsewhere: herd pg:follow"
+    [[ $(about '.strays | index("DATABASE_URL") | tostring') == null || $(info "$instance" '.connections.used // 0') == 0 ]] ||
+        die 1 "$(label "$instance") has $(info "$instance" .connections.used) sessions, and DATABASE_URL points to no instance that the platform knows: it may be this one" \
+            "set it to an address as herd pg:info shows it, or end the sessions: herd pg:kill --all --force $instance"
 }
 
 size_text() {

@@ -11,7 +11,7 @@
 #   herd pg:credentials:rotate
 
 command_pg_credentials_rotate() {
-    local wanted=${1:-} primary role release others name followers=() failed=0 taken=() addresses
+    local wanted=${1:-} primary role encoded release others name followers=() failed=0 taken=() addresses silent=()
     (($# <= 1)) && [[ $wanted != -* ]] || usage_error "it wants one database"
     use_platform
     load_databases
@@ -31,7 +31,9 @@ command_pg_credentials_rotate() {
         .databases as $all
         | def behind($a): $all[] | select(.info.role == "standby" and .info.following.primary == $a) | .name, behind(.address);
           ($all[] | select(.name == $p) | .address) as $a | behind($a)')
-    role=$(attached_url "$primary" | jq -rRs 'capture("^[a-z]+://(?<u>[^:@/]*)[:@]").u')
+    mapfile -t silent < <(with_info | jq -r '.databases[] | select(.info.error) | .name')
+    encoded=$(attached_url "$primary" "$wanted" | jq -rRs 'capture("^[a-z]+://(?<u>[^:@/]*)[:@]").u')
+    role=$(decoded "$encoded")
 
     doing "Rotating the password of $role on $(label "$primary")"
     agent "$longest" "$primary" credentials --rotate --role "$role" </dev/null 2>/dev/null >"$work/rotated" || {
@@ -43,10 +45,12 @@ command_pg_credentials_rotate() {
     if ((${#followers[@]})); then
         in_parallel adopt_password "${followers[@]}" || failed=1
     fi
-    addresses=$(about '[.databases[] | select([.name] | inside($n)) | .address] | tojson' --argjson n "$(printf '%s\n' "$primary" ${followers[@]+"${followers[@]}"} | jq -R . | jq -cs .)")
-    release=$(jq -n --slurpfile d <(printf %s "$databases") --slurpfile r "$work/rotated" --argjson at "$addresses" --arg role "$role" -L "$library" 'include "herd";
+    # As it is now: somebody may have promoted or added one meanwhile
+    load_databases
+    addresses=$(about '[.databases[] | select([.name] | inside($n)) | .address | ascii_downcase] | tojson' --argjson n "$(printf '%s\n' "$primary" ${followers[@]+"${followers[@]}"} | jq -R . | jq -cs .)")
+    release=$(jq -n --slurpfile d <(printf %s "$databases") --slurpfile r "$work/rotated" --argjson at "$addresses" --arg role "$encoded" -L "$library" 'include "herd";
         $d[0].config | with_entries(select((.key | colour or . == "DATABASE_URL") and ([.value | address] | inside($at))
-            and (.value | test("^[a-z]+://\($role)[:@]")))
+            and ([.value | capture("^[a-z]+://(?<u>[^:@/]*)[:@]").u] == [$role]))
             | .value |= sub("^(?<s>[a-z]+)://[^@/]*@"; "\(.s)://\($role):\($r[0].password | @uri)@"))' | config_set "Rotate the password of $role") || {
         not_done
         exit 1
@@ -59,6 +63,10 @@ command_pg_credentials_rotate() {
         else
             warn "$(label "$name") did not take it over: $(jq -r .message "$work/error.$name")"
         fi
+    done
+    for name in ${silent[@]+"${silent[@]}"}; do
+        warn "$(label "$name") does not answer, and may be a follower: $(info "$name" .error.message)"
+        failed=1
     done
     ((failed == 0)) || warn "mend that, then run herd pg:credentials:rotate again; until then it streams on, but cannot connect anew"
     platform restart || failed=1

@@ -8,17 +8,32 @@
 #   herd pg:credentials AMBER
 
 command_pg_credentials() {
-    local instance
+    local instance url user password host port database
     (($# <= 1)) && [[ ${1:-} != -* ]] || usage_error "it wants one database"
     use_platform
     load_databases
     resolve "${1:-}"
-    attached_url "$instance" | jq -rRs --arg i "$instance" --arg json "$json" '
-        rtrimstr("\n") as $url
-        | def plain: [match("%[0-9A-Fa-f]{2}|[^%]+"; "g").string] | map(if startswith("%") then .[1:] else . end) | join("");
-          ($url | capture("^[a-z]+://(?:(?<user>[^:@/]*)(?::(?<password>[^@/]*))?@)?(?<host>[^:/?]+)(?::(?<port>[0-9]+))?(?:/(?<database>[^?]*))?")) as $p
-        | if $json == "yes" then {instance: $i, url: $url, host: $p.host, port: (($p.port // "5432") | tonumber), user: $p.user, database: $p.database} | tojson
-          else "Connection info string:",
-               "   \"dbname=\($p.database // "") host=\($p.host) port=\($p.port // "5432") user=\($p.user // "") password=\($p.password // "")\"",
-               "Connection URL:", "   \($url)" end'
+    url=$(attached_url "$instance" "${1:-}")
+    [[ $url =~ ^[a-z]+://(([^:@/]*)(:([^@/]*))?@)?(\[[^]]*\]|[^:/?]+)(:([0-9]+))?(/([^?]*))? ]] || die 1 "the URL of $(label "$instance") cannot be understood" "see herd config"
+    user=${BASH_REMATCH[2]} password=${BASH_REMATCH[4]} host=${BASH_REMATCH[5]} port=${BASH_REMATCH[7]:-5432} database=${BASH_REMATCH[9]}
+    host=${host#[} host=${host%]}
+    if [[ -n $json ]]; then
+        printf %s "$url" | jq -cRs --arg i "$instance" --arg h "$host" --arg p "$port" --arg u "$(decoded "$user")" --arg d "$(decoded "$database")" \
+            '{instance: $i, url: ., host: $h, port: ($p | tonumber), user: $u, database: $d}'
+    else
+        printf '%s\n' "Connection info string:" \
+            "   \"dbname=$(conninfo_word "$database") host=$host port=$port user=$(conninfo_word "$user") password=$(conninfo_word "$password")\"" \
+            "Connection URL:" "   $url"
+    fi
+}
+
+# conninfo_word PART-OF-URL: as libpq reads it
+conninfo_word() {
+    local text
+    text=$(decoded "$1")
+    if [[ -z $text || $text == *[[:space:]\'\\]* ]]; then
+        text=${text//\\/\\\\}
+        text="'${text//\'/\\\'}'"
+    fi
+    printf %s "$text"
 }

@@ -19,7 +19,7 @@
 #   herd pg:promote GOLD
 
 command_pg_promote() {
-    local target="" argument fence=yes address="" old="" fate="" release others followers=() name asking="" failed=0 dry_run=""
+    local target="" argument fence=yes address="" old="" fate="" release others followers=() name asking="" failed=0 dry_run="" wanted
     for argument; do
         case $argument in
             --no-fence) fence="" ;;
@@ -34,7 +34,8 @@ command_pg_promote() {
     [[ -n $target ]] || usage_error "which database is to be promoted?"
     use_platform
     load_databases
-    resolve "$target" target
+    wanted=$target
+    resolve "$wanted" target
 
     # Everybody is asked at once, but only the target's answer is waited for
     mapfile -t others < <(about '.databases[].name | select(. != $t)' --arg t "$target")
@@ -62,6 +63,7 @@ command_pg_promote() {
     fi
 
     if [[ $(info "$target" .role) == standby ]]; then
+        check_jump
         say "Ending following on $(label "$target")..."
         end_following
     fi
@@ -70,7 +72,7 @@ command_pg_promote() {
         return
     fi
     doing "Promoting $(label "$target") to DATABASE_URL"
-    release=$(set_database_url "$target" "Promote $(label "$target")") || {
+    release=$(set_database_url "$target" "Promote $(label "$target")" "$wanted") || {
         not_done
         die 1 "$(label "$target") is writable, but DATABASE_URL is as it was" "mend that and run the same command again"
     }
@@ -79,6 +81,7 @@ command_pg_promote() {
     [[ -z $asking ]] || wait "$asking" || true
     find_followers "$address" "$target"
     hand_over "$target" || failed=1
+    warn_of_the_silent "$target" "$old"
     old_primary_text
     if [[ -n $json ]]; then
         jq -cs --arg t "$target" --argjson r "$release" --arg old "$old" --arg fate "$fate" \
@@ -124,6 +127,20 @@ what_would_be() {
     ((${#names[@]} == 0)) || say "These would follow it: ${names[*]}"
 }
 
+# DATABASE_URL is at a primary that the target does not follow: an earlier promotion that this follower has missed, or
+# the target stands behind another follower, which is gone
+check_jump() {
+    local current
+    current=$(about '[.databases[] | select(.current) | .name] | first // empty')
+    [[ -n $current && $current != "$old" && $current != "$target" ]] || return 0
+    [[ -z $asking ]] || wait "$asking" || true
+    asking=""
+    [[ $(info "$current" .role) == primary && $(info "$current" .system_id) == "$(info "$target" .system_id)" ]] || return 0
+    confirm_app "$(label "$current") is the primary, and $(label "$target") does not follow it: there would be two primaries" \
+        "DATABASE_URL is at $(label "$current"), a running primary that $(label "$target") does not follow:" \
+        "there will be two primaries, and what only $(label "$current") has will be lost to $app."
+}
+
 # The target ends recovery; before that the old primary is stopped where that can be done. Sets $fate.
 end_following() {
     local name system_id
@@ -148,24 +165,48 @@ end_following() {
     fate=unreachable
     [[ -z $asking ]] || wait "$asking" || true
     asking=""
-    if [[ -n $old && $(info "$old" 'has("error")') == false ]]; then
-        if [[ $(info "$old" .role) == primary ]]; then
-            confirm_app "$(label "$target") cannot reach its primary $old, which runs: commits that it has not received would be lost" \
-                "$(label "$target") cannot reach its primary $(label "$old"), but that one runs." \
-                "It will be stopped; commits that $(label "$target") has not received will be lost."
-        fi
-        if agent "$answer_timeout" "$old" fence --system-id "$system_id" --successor "$name" </dev/null >/dev/null 2>&1; then
-            fate=fenced
-        else
-            warn "$(label "$old") could not be kept from starting again: $(jq -r .message "$work/error.$old")"
-        fi
-    fi
+    # It sends: it lives, but may be slow
+    [[ -z $old || $(info "$old" 'has("error")') == false || $(info "$target" .following.streaming) != true ]] || ask_all "$old"
+    if [[ -n $old && $(info "$old" 'has("error")') == false ]]; then fence_unreached; fi
     agent "$longest" "$target" promote ${confirmed:+--confirm "$name"} </dev/null 2> >(steps_of "$target") >/dev/null || die_of "$target"
+}
+
+# The old primary, whose machine we reach and the target does not, is stopped, and kept from starting again
+fence_unreached() {
+    local runs="" limit=$answer_timeout
+    # What the target would follow on the way to its primary is none itself
+    [[ $(info "$old" .role) != standby ]] || return 0
+    # It may run, and only not let us in
+    [[ ! $(info "$old" .role) =~ ^(primary|unknown)$ ]] || runs=yes
+    if [[ -z $fence ]]; then
+        [[ -n $runs ]] || return 0
+        confirm_app "there will be two primaries" "$(label "$target") will become writable while $(label "$old") goes on, which it cannot reach:" \
+            "there will be two primaries, and what is written to one is not in the other."
+        fate=running confirmed=$app
+        return
+    fi
+    if [[ -n $runs ]]; then
+        confirm_app "$(label "$target") cannot reach its primary $old, which runs: commits that it has not received would be lost" \
+            "$(label "$target") cannot reach its primary $(label "$old"), but that one runs." \
+            "It will be stopped; commits that $(label "$target") has not received will be lost."
+        # Its fast shutdown may write for minutes
+        limit=600
+    fi
+    if agent "$limit" "$old" fence --system-id "$system_id" --successor "$name" </dev/null >/dev/null 2>&1; then
+        fate=fenced
+    elif [[ -n $runs || $(jq .exit "$work/error.$old") == 3 ]]; then
+        # Confirmed was that it is stopped, not that there are two; or it was stopped for somebody else
+        warn "$(label "$target") was not promoted; to do that all the same: herd pg:promote $target --no-fence --confirm $app"
+        die_of "$old"
+    else
+        warn "$(label "$old") could not be kept from starting again: $(jq -r .message "$work/error.$old")"
+    fi
 }
 
 old_primary_text() {
     local whom=${old:-$address}
     [[ -n $whom ]] || return 0
+    [[ -z $old || $(info "$old" .role) != standby ]] || return 0
     [[ -z $old ]] || whom=$(label "$old")
     case $fate in
         fenced) say "The old primary $whom is stopped and stays down; herd pg:follow $old --of $target makes it a follower" ;;

@@ -34,7 +34,7 @@ command_pg_psql() {
     use_platform
     load_databases
     resolve "$wanted"
-    database=$(attached_url "$instance" | sed -E 's|^[a-z]+://[^/]*/?([^?]*).*$|\1|')
+    database=$(decoded "$(database_in "$(attached_url "$instance" "$wanted")")")
     printf -v words '%q ' pgmahout psql --database "${database:-postgres}" -- ${arguments[@]+"${arguments[@]}"}
     # The person at it is the limit
     HERD_APP=$app "$platform_directory/run" "$instance" "${words% }"

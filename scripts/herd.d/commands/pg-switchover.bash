@@ -21,7 +21,7 @@
 #   herd pg:switchover GOLD
 
 command_pg_switchover() {
-    local target="" address="" old="" release="" before followers=() others failed=0 behind begin limit=60 dry_run="" in_use
+    local target="" address="" old="" release="" before followers=() others failed=0 behind begin limit=60 dry_run="" in_use wanted
     while (($#)); do
         case $1 in
             --timeout)
@@ -41,7 +41,8 @@ command_pg_switchover() {
     [[ -n $target ]] || usage_error "which follower becomes the primary?"
     use_platform
     load_databases
-    resolve "$target" target
+    wanted=$target
+    resolve "$wanted" target
     mapfile -t others < <(about '.databases[].name')
     ask_all "${others[@]}"
     must_answer "$target"
@@ -69,7 +70,7 @@ command_pg_switchover() {
     # The variable first, and no process restarted yet: of all steps this is the one that can fail for reasons of its own
     begin=$SECONDS
     if [[ -z $before || $in_use == "$old" ]]; then
-        release=$(set_database_url "$target" "Switch over to $(label "$target")")
+        release=$(set_database_url "$target" "Switch over to $(label "$target")" "$wanted")
     elif [[ $in_use != "$target" ]]; then
         say "DATABASE_URL points to ${in_use:-no database of $app}, and stays so"
     fi
@@ -80,6 +81,7 @@ command_pg_switchover() {
     say "$(label "$target") is the primary${release:+, v$release}"
 
     hand_over "$target" || failed=1
+    warn_of_the_silent "$target" "$old"
     if [[ -n $json ]]; then
         jq -cs --arg t "$target" --arg old "$old" --arg r "$release" --argjson s $((SECONDS - begin)) \
             '{primary: $t, old_primary: $old, release: (if $r == "" then null else $r | tonumber end), seconds: $s, followers: .}' "$work/followers"
@@ -104,10 +106,12 @@ what_would_be() {
 
 # DATABASE_URL as it was, into $release_back
 set_back() {
-    local why
+    local why now
     why="Undo the switchover to $(label "$target")"
     if [[ -z $release ]]; then
         return
+    elif now=$(platform config-get DATABASE_URL 2>/dev/null) && [[ $now != "$(attached_url "$target" "$wanted")" ]]; then
+        warn "somebody else has changed DATABASE_URL meanwhile; it is left as it is"
     elif [[ -z $before ]]; then
         release_back=$(config_unset "$why" DATABASE_URL)
     else
@@ -136,15 +140,29 @@ exchange() {
     local release_back=""
     trap '' INT TERM HUP
     uninterruptible=yes
-    if ! blurb_of "$old" | agent "$longest" "$target" promote --fence --timeout "$limit" 2> >(steps_of "$target") >/dev/null; then
-        set_back ||
-            warn "DATABASE_URL could not be set back; do it: herd pg:promote $old"
-        agent "$answer_timeout" "$old" wait --timeout "$answer_timeout" </dev/null >/dev/null 2>&1 ||
-            warn "$(label "$old") does not answer; look at herd pg:info $old"
-        warn "$(label "$old") is the primary as before${release_back:+, v$release_back}"
+    if ! blurb_of "$old" | agent "$((limit + 1200))" "$target" promote --fence --timeout "$limit" 2> >(steps_of "$target") >/dev/null; then
+        not_exchanged
         die_of "$target"
     fi
     uninterruptible=""
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
+}
+
+# Says how it is now: the promotion may have come to its end all the same, or somebody else's has
+not_exchanged() {
+    local is
+    cp "$work/error.$target" "$work/why"
+    ask_all "$target"
+    mv "$work/why" "$work/error.$target"
+    if [[ $(info "$target" .role) == primary ]]; then
+        warn "$(label "$target") is the primary all the same; herd pg:switchover $target completes it"
+        return
+    fi
+    set_back || warn "DATABASE_URL could not be set back; do it: herd pg:promote $old"
+    if is=$(agent "$answer_timeout" "$old" wait --timeout "$answer_timeout" </dev/null 2>/dev/null) && [[ $(jq -r .role <<<"$is") == primary ]]; then
+        warn "$(label "$old") is the primary as before${release_back:+, v$release_back}"
+    else
+        warn "$(label "$old") is no primary now${is:+, but a $(jq -r .role <<<"$is")}; see herd pg:info, and herd pg:promote the one that is"
+    fi
 }

@@ -273,6 +273,12 @@ fn decide(there: &mut There, cluster: Option<&mut Cluster>, options: &Options) -
     } else {
         Relation::Other
     };
+    let relation = match relation {
+        Relation::Behind if there.has_other_wal(cluster)? => Relation::Unknown(
+            "the WAL of its timeline is another than the source's: two were promoted at the same place",
+        ),
+        other => other,
+    };
     let gap = match relation {
         Relation::Behind => there.wal_gap(cluster.ours.end)?,
         _ => None,

@@ -2,18 +2,26 @@
 //! found to be one and the same server. Nothing is changed there.
 
 use super::super::Context;
+use super::here::Cluster;
 use super::plan::Theirs;
 use crate::agent;
 use crate::blurb::Blurb;
 use crate::error::{Error, Result};
 use crate::postgres::control::ControlFile;
 use crate::postgres::version::PgVersion;
-use crate::postgres::wal::{History, Lsn, SystemId, Timeline, history_file_name, parse_segment_name};
+use crate::postgres::wal::{
+    History, Lsn, SystemId, Timeline, history_file_name, parse_segment_name, segment_name,
+};
 use crate::sql::{self, Db, Target};
 use crate::ssh::{Identity, Remote, Ssh};
 use crate::transfer::protocol::FactsAnswer;
 use crate::transfer::target::Stream;
 use base64::Engine;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// Bytes of WAL that are compared: more than any record that all clusters write alike.
+const COMPARED: u64 = 64 << 10;
 
 /// The source.
 pub struct There {
@@ -162,6 +170,28 @@ fn history_of(
 }
 
 impl There {
+    /// Two standbys that were promoted at the same position are both on a timeline of the same number, with the same
+    /// history. Whether the timeline here is the source's, only its WAL can tell: its newest piece here is compared. What
+    /// cannot be compared is taken for the same.
+    pub fn has_other_wal(&mut self, cluster: &Cluster) -> Result<bool> {
+        let ours = &cluster.ours;
+        let Some(switch) = self.history.entries.last().map(|entry| entry.switch) else { return Ok(false) };
+        if ours.timeline != self.history.timeline || ours.end <= switch {
+            return Ok(false);
+        }
+        let size = cluster.control.wal_segment_size;
+        let segment = Lsn(ours.end.0 - 1).floor(size.into());
+        let start = segment.max(switch).max(Lsn(ours.end.0.saturating_sub(COMPARED)));
+        let file = format!("{}/{}", self.version.wal_directory(), segment_name(ours.timeline, segment, size));
+        let mut here = vec![0; (ours.end.0 - start.0) as usize];
+        let read = File::open(cluster.data.join(&file))
+            .and_then(|opened| opened.read_exact_at(&mut here, start.0 - segment.0));
+        let sql = "SELECT pg_read_binary_file($1, $2, $3)";
+        let rows = self.db.rows(sql, &[&file, &((start.0 - segment.0) as i64), &(here.len() as i64)]);
+        let (Ok(()), Ok(rows)) = (read, rows) else { return Ok(false) };
+        Ok(rows.first().is_some_and(|row| row.get::<_, Vec<u8>>(0) != here))
+    }
+
     /// What the decision needs to know of it.
     pub fn as_seen(&self) -> Theirs {
         Theirs { system_id: self.system_id, history: self.history.clone(), end: self.end }
