@@ -67,7 +67,7 @@ command_pg_promote() {
         say "Ending following on $(label "$target")..."
         end_following
     fi
-    if [[ $(info "$target" .role) == primary && $(about '.databases[] | select(.name == $t) | .current' --arg t "$target") == true ]]; then
+    if [[ $(info "$target" .role) == primary && $(about '.config.DATABASE_URL // ""') == "$(attached_url "$target" "$wanted")" ]]; then
         complete_promotion
         return
     fi
