@@ -191,3 +191,27 @@ fn config_says_where_every_value_is_from() {
     }
     assert!(!text.contains(&host.password));
 }
+
+#[test]
+fn a_job_that_is_about_to_begin_is_waited_for() {
+    let site = Site::new();
+    let host = site.host("db.0").pg(Pg::embedded("18")).build();
+    let file = host.home.join(".pgmahout/job.json");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let record = |started: u64| {
+        let text = format!(
+            r#"{{"verb":"enslave","source":"db.9","pid":0,"started":{started},"step":"starting","done":0,"total":0,"error":null}}"#
+        );
+        host.account.write(&file, text, 0o600);
+    };
+    host.agent(&["info"]).run().ok();
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    record(now);
+    let output = host.agent(&["wait", "--timeout", "1"]).run();
+    assert_eq!(output.code, 1, "{output:?}");
+    output.says("the copy in the background is not done after 1 s");
+    record(now - 60);
+    let output = host.agent(&["wait", "--timeout", "1"]).run();
+    assert_eq!(output.code, 5, "{output:?}");
+    output.says("was ended before it was done");
+}

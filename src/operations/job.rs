@@ -63,9 +63,14 @@ impl Job {
     pub fn state(&self) -> State {
         match self.error {
             Some(_) => State::Failed,
-            None if is_at_work(self.pid) => State::Running,
+            None if is_at_work(self.pid) || self.is_starting() => State::Running,
             None => State::Interrupted,
         }
+    }
+
+    /// It has no process yet that says so itself.
+    fn is_starting(&self) -> bool {
+        self.pid == 0 && (0..=START_LIMIT.as_secs() as i64).contains(&(now() - self.started))
     }
 
     /// What it is doing, for a person: "copying, 43%".
@@ -75,6 +80,13 @@ impl Job {
             total => format!("{}, {}%", self.step, (self.done.min(total) * 100) / total),
         }
     }
+}
+
+/// From its record to its process' own word.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
 }
 
 /// The number may be another process's by now.
@@ -108,16 +120,35 @@ pub fn start(
     context: Context,
     verb: &str,
     source: &str,
-    mut arguments: Vec<OsString>,
+    arguments: Vec<OsString>,
     blurb: Option<&[u8]>,
 ) -> Result<Job> {
     let instance = context.instance;
     // Until it has begun: whoever comes at the same time sees that it runs.
     let lock = instance.state_directory.join("job.lock");
     let _lock = Lock::wait(&lock, "--background", Duration::from_secs(30), |_| {})?;
-    if let Some(job) = read(instance).filter(|job| job.state() == State::Running) {
+    if let Some(job) = read(instance).filter(|job| job.pid != 0 && job.state() == State::Running) {
         return Err(Error::JobRuns { verb: job.verb, source_name: job.source, pid: job.pid });
     }
+    let started = spawn(context, verb, source, arguments, blurb);
+    if started.is_err() {
+        // It may hold a password, which nobody would take away.
+        forget_blurb(context);
+        if read(instance).is_some_and(|job| job.pid == 0) {
+            let _ = fs::remove_file(path(instance));
+        }
+    }
+    started
+}
+
+fn spawn(
+    context: Context,
+    verb: &str,
+    source: &str,
+    mut arguments: Vec<OsString>,
+    blurb: Option<&[u8]>,
+) -> Result<Job> {
+    let instance = context.instance;
     durable::create_private_directory(&instance.state_directory)?;
     if let Some(blurb) = blurb {
         let path = blurb_path(instance);
@@ -128,7 +159,7 @@ pub fn start(
         verb: verb.to_owned(),
         source: source.to_owned(),
         pid: 0,
-        started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64),
+        started: now(),
         step: "starting".into(),
         done: 0,
         total: 0,
@@ -148,7 +179,7 @@ pub fn start(
         .spawn()
         .map_err(spawn_error)?;
     let pid = child.id() as i32;
-    let begun = process::wait_for(Duration::from_secs(20), || {
+    let begun = process::wait_for(START_LIMIT, || {
         if let Some(job) = read(instance).filter(|job| job.pid == pid) {
             return Ok(Some(job));
         }
@@ -163,8 +194,12 @@ pub fn start(
             None => Ok(None),
         }
     })?;
-    begun
-        .ok_or(Error::ChildTooSlow { program: program.display().to_string(), limit: Duration::from_secs(20) })
+    if begun.is_none() {
+        // Nobody would know of it.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    begun.ok_or(Error::ChildTooSlow { program: program.display().to_string(), limit: START_LIMIT })
 }
 
 /// In the job itself: leaves the terminal's session, and from now on records what is done.
