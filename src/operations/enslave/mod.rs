@@ -274,7 +274,7 @@ fn decide(there: &mut There, cluster: Option<&mut Cluster>, options: &Options) -
         Relation::Other
     };
     let relation = match relation {
-        Relation::Behind if there.has_other_wal(cluster)? => Relation::Unknown(
+        Relation::Behind if there.has_other_wal(&cluster.ours, &cluster.data)? => Relation::Unknown(
             "the WAL of its timeline is another than the source's: two were promoted at the same place",
         ),
         other => other,

@@ -2,8 +2,7 @@
 //! found to be one and the same server. Nothing is changed there.
 
 use super::super::Context;
-use super::here::Cluster;
-use super::plan::Theirs;
+use super::plan::{Ours, Theirs};
 use crate::agent;
 use crate::blurb::Blurb;
 use crate::error::{Error, Result};
@@ -19,6 +18,7 @@ use crate::transfer::target::Stream;
 use base64::Engine;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 /// Bytes of WAL that are compared: more than any record that all clusters write alike.
 const COMPARED: u64 = 64 << 10;
@@ -173,18 +173,17 @@ impl There {
     /// Two standbys that were promoted at the same position are both on a timeline of the same number, with the same
     /// history. Whether the timeline here is the source's, only its WAL can tell: its newest piece here is compared. What
     /// cannot be compared is taken for the same.
-    pub fn has_other_wal(&mut self, cluster: &Cluster) -> Result<bool> {
-        let ours = &cluster.ours;
+    pub fn has_other_wal(&mut self, ours: &Ours, data: &Path) -> Result<bool> {
         let Some(switch) = self.history.entries.last().map(|entry| entry.switch) else { return Ok(false) };
         if ours.timeline != self.history.timeline || ours.end <= switch {
             return Ok(false);
         }
-        let size = cluster.control.wal_segment_size;
+        let size = self.control.wal_segment_size;
         let segment = Lsn(ours.end.0 - 1).floor(size.into());
         let start = segment.max(switch).max(Lsn(ours.end.0.saturating_sub(COMPARED)));
         let file = format!("{}/{}", self.version.wal_directory(), segment_name(ours.timeline, segment, size));
         let mut here = vec![0; (ours.end.0 - start.0) as usize];
-        let read = File::open(cluster.data.join(&file))
+        let read = File::open(data.join(&file))
             .and_then(|opened| opened.read_exact_at(&mut here, start.0 - segment.0));
         let sql = "SELECT pg_read_binary_file($1, $2, $3)";
         let rows = self.db.rows(sql, &[&file, &((start.0 - segment.0) as i64), &(here.len() as i64)]);
