@@ -441,6 +441,11 @@ impl Instance {
         self.state_directory.join("fenced")
     }
 
+    /// What the fence file says, while it is there.
+    pub fn fenced(&self) -> Option<String> {
+        fs::read_to_string(self.fence_file()).ok().map(|text| text.trim().to_owned())
+    }
+
     /// Refuses to go on as an account that cannot keep this data directory.
     pub fn check_account(&self) -> Result<()> {
         let me = nix::unistd::geteuid();

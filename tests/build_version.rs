@@ -381,6 +381,25 @@ fn a_switch_that_was_killed_is_completed_by_the_next_run() {
     assert_eq!(link(&host), native());
 }
 
+/// Between that kill and the next run somebody has promoted another instance in its place: to start it then would
+/// make a second primary.
+#[test]
+fn a_killed_switch_does_not_start_a_server_that_was_fenced_since() {
+    let site = Site::new();
+    let mirror = Mirror::with(&site, &["15.97"]);
+    let host = host(&site, &mirror);
+    run(&host, &["15.97", "--no-switch"]).ok();
+    let note = host.home.join(".pgmahout/switching");
+    host.stop();
+    account().write(&note, native().to_str().unwrap(), 0o600);
+    account().write(&host.home.join(".pgmahout/fenced"), "db.7 was promoted in place of it\n", 0o600);
+    let done = build(&host, &["15.97"]);
+    assert_eq!(done["restarted"], false, "{done}");
+    assert!(!host.is_running() && !note.exists());
+    assert_eq!(link(&host), std::path::Path::new("postgresql-15.97"));
+    host.agent(&["wait"]).run().says("is stopped and stays down: db.7 was promoted in place of it");
+}
+
 #[test]
 fn an_interrupt_during_the_switch_does_not_leave_the_server_down() {
     let site = Site::new();

@@ -89,6 +89,7 @@ pub fn unfence(context: Context, successor: Option<&str>) -> Result<()> {
     if let Some(successor) = successor {
         check_successor(context, successor)?;
     }
+    super::standby::lift_fence(instance)?;
     super::standby::start_and_connect(context).map(drop)
 }
 

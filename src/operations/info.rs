@@ -158,8 +158,7 @@ pub fn run(context: Context) -> Result<Report> {
     };
     if instance.running().is_none() {
         report.no_follow = Some("its server does not run".into());
-        let fenced = std::fs::read_to_string(instance.fence_file());
-        report.problem = fenced.ok().map(|text| format!("fenced: {}", text.trim()));
+        report.problem = instance.fenced().map(|why| format!("fenced: {why}"));
         return Ok(report);
     }
     match Db::connect(&Target::local(instance)?) {

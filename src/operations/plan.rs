@@ -106,9 +106,9 @@ pub fn apply(context: Context, wanted: &Plan, may_restart: bool) -> Result<Repor
     let _lock = Lock::take(&instance.state_directory.join("lock"), "plan")?;
     let data = instance.data_directory()?;
     if instance.running().is_none()
-        && let Ok(why) = fs::read_to_string(instance.fence_file())
+        && let Some(why) = instance.fenced()
     {
-        return Err(Error::Fenced { instance: instance.name.clone(), why: why.trim().to_owned() });
+        return Err(Error::Fenced { instance: instance.name.clone(), why });
     }
     if !has_standby_file(&data) {
         undo_interrupted(context, &data)?;

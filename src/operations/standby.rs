@@ -119,12 +119,20 @@ pub fn write_settings(
     durable::write(&data.join("standby.signal"), b"", 0o600)
 }
 
-/// Starts the server and waits until it accepts connections. It is not fenced any more, if it was.
-pub fn start_and_connect(context: Context) -> Result<Db> {
-    let instance = context.instance;
+/// From here on the server may be started: it is about to be its successor's standby, or its successor gives up.
+pub fn lift_fence(instance: &Instance) -> Result<()> {
     let fence = instance.fence_file();
     if fence.exists() {
         fs::remove_file(&fence).on("remove", &fence)?;
+    }
+    Ok(())
+}
+
+/// Starts the server and waits until it accepts connections; never one that is fenced.
+pub fn start_and_connect(context: Context) -> Result<Db> {
+    let instance = context.instance;
+    if let Some(why) = instance.fenced() {
+        return Err(Error::Fenced { instance: instance.name.clone(), why });
     }
     service::start(instance)?;
     connect_when_ready(context, instance.start_timeout)

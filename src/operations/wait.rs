@@ -36,9 +36,9 @@ pub fn run(context: Context, limit: Duration) -> Result<Report> {
     let seen = process::wait_for(Duration::from_secs(3).min(limit), || Ok(instance.running().map(drop)))?;
     if seen.is_none() {
         let name = instance.name.clone();
-        return Err(match std::fs::read_to_string(instance.fence_file()) {
-            Ok(why) => Error::Fenced { instance: name, why: why.trim().to_owned() },
-            Err(_) => Error::ServerDown { instance: name },
+        return Err(match instance.fenced() {
+            Some(why) => Error::Fenced { instance: name, why },
+            None => Error::ServerDown { instance: name },
         });
     }
     let begin = Instant::now();

@@ -165,8 +165,12 @@ pub fn switch(context: Context, build: &Build, replaced: Option<Replaced>) -> Re
     let previous = previous_name(instance, &before, build);
     let switched = !is_linked(context, build)?;
     let link = builds::prepare_link(&instance.home, &build.prefix)?;
-    if instance.running().is_none() && unfinished.is_none() {
+    // A server that was stopped for its successor in the meantime is not ours to start.
+    if instance.running().is_none() && (unfinished.is_none() || instance.fenced().is_some()) {
         link.put()?;
+        if unfinished.is_some() {
+            remove_marker(instance)?;
+        }
         if let Some(replaced) = replaced {
             replaced.forget()?;
         }

@@ -207,6 +207,7 @@ fn mapping(context: Context, options: &Options) -> Vec<(PathBuf, PathBuf)> {
 /// until here the old cluster may have to come back, with the programs that it had.
 fn start_standby(context: Context, build: Option<&Build>) -> Result<Db> {
     context.progress.step("starting the server as a standby");
+    standby::lift_fence(context.instance)?;
     let Some(build) = build else { return standby::start_and_connect(context) };
     let renewed = switch::point(context, build)?;
     standby::start_and_connect(Context { instance: &renewed, progress: context.progress })
