@@ -15,6 +15,7 @@ direct_copy() {
             -n | --dry-run) options+=(--dry-run) ;;
             --background) options+=(--background) ;;
             --cascade | --take-build) options+=("$1") ;;
+            --copy) options+=(--plan full) ;;
             -*) usage_error "unknown option $1" ;;
             *)
                 [[ -z $wanted ]] || usage_error "which database? $wanted or $1"

@@ -254,6 +254,8 @@ config_is_as_it_was() {
     herd pg:promote GOLD --confirm shop
     [ "$status" = 0 ]
     did "db.0 fence --system-id 7710687726964584108 --successor db.1" "db.1 promote --confirm db.1" "config-set DATABASE_URL=db.1" + "db.2 enslave" restart
+    # What it had written and the target has not is said
+    [[ $err == *" !    HEROKU_POSTGRESQL_AMBER_URL had written 8.0 kB that HEROKU_POSTGRESQL_GOLD_URL has not received; commits in it are"* ]]
     # Confirmed was that it is stopped: when that fails, there would be two. The same for one that runs, but lets nobody in.
     for role in primary unknown; do
         all_is_well

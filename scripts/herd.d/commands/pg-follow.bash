@@ -1,10 +1,16 @@
 # shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
-# Usage: herd pg:follow DB --of DB [--dry-run] [--background] [--cascade] [--confirm APP] [--json]
+# Usage: herd pg:follow DB --of DB [--dry-run] [--background] [--copy] [--cascade] [--confirm APP] [--json]
 # Summary: make a database a follower of another
 #
 # The cheapest way that is correct: new connection settings where nothing is
 # missing, else a copy. A database that holds what the other has not wants the
 # app's name, typed or by --confirm.
+#
+# Options:
+#   -n, --dry-run   what would be done
+#   --background    come back as soon as all is checked; pg:wait tells how it does
+#   --copy          copy all, also where new settings would do
+#   --cascade       follow a database that is itself a follower
 #
 # Examples:
 #   herd pg:follow AMBER --of DATABASE_URL

@@ -192,8 +192,9 @@ fence_unreached() {
         # Its fast shutdown may write for minutes
         limit=600
     fi
-    if agent "$limit" "$old" fence --system-id "$system_id" --successor "$name" </dev/null >/dev/null 2>&1; then
+    if agent "$limit" "$old" fence --system-id "$system_id" --successor "$name" </dev/null >"$work/fenced" 2>/dev/null; then
         fate=fenced
+        warn_of_unreceived
     elif [[ -n $runs || $(jq .exit "$work/error.$old") == 3 ]]; then
         # Confirmed was that it is stopped, not that there are two; or it was stopped for somebody else
         warn "$(label "$target") was not promoted; to do that all the same: herd pg:promote $target --no-fence --confirm $app"
@@ -201,6 +202,23 @@ fence_unreached() {
     else
         warn "$(label "$old") could not be kept from starting again: $(jq -r .message "$work/error.$old")"
     fi
+}
+
+# What the old primary had written last may never have come here: that is no reason to wait at three in the morning,
+# but to be known
+warn_of_unreceived() {
+    local end received
+    end=$(jq -r '.end // ""' "$work/fenced")
+    received=$(info "$target" '.received // .lsn // ""')
+    [[ $end =~ ^[0-9A-F]+/[0-9A-F]+$ && $received =~ ^[0-9A-F]+/[0-9A-F]+$ ]] || return 0
+    (($(lsn_number "$end") > $(lsn_number "$received"))) || return 0
+    warn "$(label "$old") had written $(bytes_text $(($(lsn_number "$end") - $(lsn_number "$received")))) that $(label "$target") has not received; commits in it are"
+    warn "not lost yet: they are on $old, and herd pg:follow $old --of $target will ask before it gives them up"
+}
+
+# An LSN such as 0/3000060 as a number of bytes
+lsn_number() {
+    printf '%d' $((16#${1%/*} * 4294967296 + 16#${1#*/}))
 }
 
 old_primary_text() {
