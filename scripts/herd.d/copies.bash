@@ -14,8 +14,11 @@ direct_copy() {
             --of=*) of=${1#*=} ;;
             -n | --dry-run) options+=(--dry-run) ;;
             --background) options+=(--background) ;;
-            --cascade | --take-build) options+=("$1") ;;
-            --copy) options+=(--plan full) ;;
+            --take-build) options+=("$1") ;;
+            --cascade | --copy)
+                [[ $verb == enslave ]] || usage_error "$1 is not for a fork, which is always a copy"
+                if [[ $1 == --copy ]]; then options+=(--plan full); else options+=("$1"); fi
+                ;;
             -*) usage_error "unknown option $1" ;;
             *)
                 [[ -z $wanted ]] || usage_error "which database? $wanted or $1"
