@@ -12,7 +12,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What runs in the background, or has failed there. One that came to its good end leaves nothing.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -240,9 +240,8 @@ pub fn forget(instance: &Instance) {
     }
 }
 
-/// Waits until no job runs; its failure is the error. Gives what is left of `limit`.
-pub fn wait(context: Context, limit: Duration) -> Result<Duration> {
-    let begin = Instant::now();
+/// Waits until no job runs; its failure is the error.
+pub fn wait(context: Context, limit: Duration) -> Result<()> {
     let mut shown: Option<(String, u64)> = None;
     let over = process::wait_for(limit, || {
         let Some(job) = read(context.instance) else { return Ok(Some(())) };
@@ -263,8 +262,7 @@ pub fn wait(context: Context, limit: Duration) -> Result<Duration> {
         }
     });
     context.progress.end();
-    over?.ok_or(Error::JobTooSlow { limit })?;
-    Ok(limit.saturating_sub(begin.elapsed()))
+    over?.ok_or(Error::JobTooSlow { limit })
 }
 
 fn show(context: Context, job: &Job, shown: &mut Option<(String, u64)>) {

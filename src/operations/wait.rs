@@ -31,9 +31,10 @@ pub struct Report {
 pub fn run(context: Context, limit: Duration) -> Result<Report> {
     let started = Instant::now();
     let instance = context.instance;
-    let limit = job::wait(context, limit)?;
+    let left = || limit.saturating_sub(started.elapsed());
+    job::wait(context, limit)?;
     // One that has just been told to start gets a moment to be seen.
-    let seen = process::wait_for(Duration::from_secs(3).min(limit), || Ok(instance.running().map(drop)))?;
+    let seen = process::wait_for(Duration::from_secs(3).min(left()), || Ok(instance.running().map(drop)))?;
     if seen.is_none() {
         let name = instance.name.clone();
         return Err(match instance.fenced() {
@@ -41,8 +42,7 @@ pub fn run(context: Context, limit: Duration) -> Result<Report> {
             None => Error::ServerDown { instance: name },
         });
     }
-    let begin = Instant::now();
-    let mut db = standby::connect_when_ready(context, limit)?;
+    let mut db = standby::connect_when_ready(context, left())?;
     let name = instance.name.clone();
     if !db.in_recovery()? {
         let seconds = started.elapsed().as_secs_f64();
@@ -67,8 +67,7 @@ pub fn run(context: Context, limit: Duration) -> Result<Report> {
     };
     let mut last = standby::positions(&mut db)?.1.unwrap_or(Lsn::ZERO);
     context.progress.begin_bytes("replay", target.0.saturating_sub(last.0));
-    let remaining = limit.saturating_sub(begin.elapsed());
-    let reached = process::wait_for(remaining, || {
+    let reached = process::wait_for(left(), || {
         let now = standby::positions(&mut db)?.1.unwrap_or(Lsn::ZERO);
         context.progress.add(now.0.saturating_sub(last.0));
         last = last.max(now);
