@@ -219,7 +219,7 @@ lost() {
     said herd pg:switchover aqua --dry-run
     like 'HEROKU_POSTGRESQL_AMBER_URL would be stopped cleanly, and HEROKU_POSTGRESQL_AQUA_URL promoted when it has all that it wrote (* behind now)
 DATABASE_URL would be HEROKU_POSTGRESQL_AQUA_URL, and the processes of shop restarted
-These would follow it: HEROKU_POSTGRESQL_AMBER_URL HEROKU_POSTGRESQL_BLACK_URL HEROKU_POSTGRESQL_BLUE_URL'
+These would follow it: HEROKU_POSTGRESQL_BLACK_URL HEROKU_POSTGRESQL_BLUE_URL HEROKU_POSTGRESQL_AMBER_URL'
     said herd pg:promote aqua -n
     like 'HEROKU_POSTGRESQL_AQUA_URL would be promoted when its primary db.0 is stopped, with all that it wrote
 DATABASE_URL would be HEROKU_POSTGRESQL_AQUA_URL, and the processes of shop restarted

@@ -91,6 +91,8 @@ calls() {
     says 0 'shop has no databases; herd addons:add heroku-postgresql:ronin adds one' herd pg:info
     says 0 'Attaching db.0 to shop... done, v1
 Attached as HEROKU_POSTGRESQL_AMBER' herd addons:attach db.0
+    # Who waited for a DATABASE_URL has one
+    [ "$(calls)" = "restart for 127.0.0.1:$(port db.0 pgsql)/postgres" ]
     sql db.0 "CREATE TABLE journal (word text); INSERT INTO journal VALUES ('first')"
     says 0 'Adding heroku-postgresql on shop... done, v2
 Attached as HEROKU_POSTGRESQL_AQUA
