@@ -246,5 +246,5 @@ scale 5
 stop
 start" ]
     says 2 ' !    shop has no processes named db
- !    it has: www ' herd ps:scale db=2
+ !    it has: www' herd ps:scale db=2
 }
