@@ -4,24 +4,6 @@
 
 load scene
 
-setup_file() {
-    load scene
-    set_pretend_scene
-    export scene broken herd_program
-}
-
-teardown_file() {
-    rm -rf -- "$scene"
-}
-
-setup() {
-    all_is_well
-    limit=20 runner=() leaves=""
-}
-
-# What a message begins with that says the platform is at fault
-breaks="the platform it's \"broken\" 100% \$HOME does not keep its contract"
-
 # --- a platform that breaks its contract ------------------------------------------
 
 @test "a platform that keeps its contract" {

@@ -1,6 +1,23 @@
-# shellcheck shell=bash disable=SC2034,SC2154
+# shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # A scene of pretend instances for tests/herd/faults.bats: db.0 (AMBER, DATABASE_URL), its followers db.1 (GOLD) and
 # db.2 (SILVER), on the platform of fixtures/broken.
+
+setup_file() {
+    set_pretend_scene
+    export scene broken herd_program
+}
+
+teardown_file() {
+    rm -rf -- "$scene"
+}
+
+setup() {
+    all_is_well
+    limit=20 runner=() leaves=""
+}
+
+# What a message begins with that says the platform is at fault
+breaks="the platform it's \"broken\" 100% \$HOME does not keep its contract"
 
 # In the scene's path is what quoting must survive
 set_pretend_scene() {

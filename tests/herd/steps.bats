@@ -4,24 +4,6 @@
 
 load scene
 
-setup_file() {
-    load scene
-    set_pretend_scene
-    export scene broken herd_program
-}
-
-teardown_file() {
-    rm -rf -- "$scene"
-}
-
-setup() {
-    all_is_well
-    limit=20 runner=() leaves=""
-}
-
-# What a message begins with that says the platform is at fault
-breaks="the platform it's \"broken\" 100% \$HOME does not keep its contract"
-
 # What an instance's pgmahout refuses
 refusal='refuse 3 "it holds data that db.0 has not" "--confirm db.3"'
 

@@ -52,10 +52,10 @@ command_addons_add() {
         ask_all "$source"
         must_answer "$source"
         check_plans "$plan" "$source" "use heroku-postgresql$(info "$source" '.plan // empty | ":\(.)"') for it"
-        [[ $verb == fork || $(info "$source" .role) == primary ]] ||
-            die 1 "$(label "$source") is itself a follower; nothing was added" "follow its primary: --follow $(by_address "$(info "$source" '.following.primary // ""')")"
         [[ -z $(info "$source" '.no_follow // ""') ]] ||
             die 1 "$(label "$source") can be neither followed nor forked: $(info "$source" .no_follow)"
+        [[ $verb == fork || $(info "$source" .role) != standby ]] ||
+            die 1 "$(label "$source") is itself a follower; nothing was added" "follow its primary: --follow $(by_address "$(info "$source" .following.primary)")"
         plan=$(info "$source" '.plan // ""')
         blurb_of "$source" >"$work/blurb"
     fi
