@@ -298,8 +298,11 @@ start_instance() {
     wait_until_ready "$instance"
 }
 
+# The last that tells why: what comes after it may be no more than tidying up
 last_log_line() {
-    as_account / tail -n 1 "$app_directory/$1/home/logs/$2.log" 2>/dev/null || true
+    local lines
+    lines=$(as_account / tail -n 15 "$app_directory/$1/home/logs/$2.log" 2>/dev/null) || true
+    grep -iE 'error:|fatal|panic|could not|cannot|no space' <<<"$lines" | tail -n 1 | grep . || tail -n 1 <<<"$lines"
 }
 
 wait_until_ready() {
