@@ -493,7 +493,20 @@ fn from_ports(name: Option<String>, ports: &[Port], password: Option<String>) ->
     let sql = match (SQL_NAMES.iter().find_map(|name| named(name).filter(is_sql)), &sql_like[..]) {
         (Some(port), _) => port,
         (None, [port]) => *port,
-        (None, []) => return Err(Error::BlurbNoPort { of, what: "PostgreSQL", names: seen() }),
+        (None, []) => {
+            // One that has the name has a URL that is damaged, or another server's: it is shown, but no password.
+            let named = |port: &Port| SQL_NAMES.iter().any(|name| port.name.eq_ignore_ascii_case(name));
+            let text = |port: &Port| match port.url.rsplit_once('@') {
+                _ if !named(port) => shown(&port.name),
+                Some((_, behind)) => format!("{} (…@{})", shown(&port.name), shown(behind)),
+                None => format!("{} ({})", shown(&port.name), shown(&port.url)),
+            };
+            return Err(Error::BlurbNoPort {
+                of,
+                what: "PostgreSQL",
+                names: ports.iter().map(text).collect(),
+            });
+        }
         (None, several) => {
             let names = several.iter().map(|port| shown(&port.name)).collect();
             return Err(Error::BlurbPorts { names });
@@ -858,7 +871,11 @@ mod tests {
         );
         assert_eq!(
             refused(&with_ports(&[ssh, ("sql", "mysql://r:x@h:3306")])),
-            "the blurb has no port for PostgreSQL, only ssh, sql"
+            "the blurb has no port for PostgreSQL, only ssh, sql (…@h:3306)"
+        );
+        assert_eq!(
+            refused(&with_ports(&[ssh, ("pgsql", "tcp//h:2")])),
+            "the blurb has no port for PostgreSQL, only ssh, pgsql (tcp//h:2)"
         );
         assert_eq!(
             refused(&with_ports(&[("pgsql", "tcp://h:2")])),
