@@ -367,7 +367,7 @@ PYTHON
     over ssh
     [ "$(verb provision small)" = db.1 ]
     # Not attached yet, but somebody has it
-    fails 1 "databases: none is spare and without an attachment; add one with spare: true" provision small
+    fails 1 "databases: none is spare, without an attachment and not given away in the last quarter of an hour; add one with spare: true" provision small
     verb destroy db.1
     jq -n --arg port "$(port db.1 pgsql)" '{ANYTHING: "postgres://x:y@127.0.0.1:\($port)/z"}' | verb config-set
     fails 1 "none is spare" provision small
@@ -422,7 +422,8 @@ YAML
     verb processes | grep -qxP 'worker\t0\tunknown'
     sed -i '/^processes:/,$d' "$scene/here/herd.yml"
     [ -z "$(verb processes)" ]
-    fails 69 "processes: there are none, so this platform cannot do restart" restart
+    verb restart
+    fails 69 "processes: there are none, so this platform cannot do maintenance" maintenance on
     write_hosts
 }
 

@@ -105,7 +105,7 @@ Use `herd pg:wait` to track status' herd addons:add heroku-postgresql --follow D
     has_row db.1 first
     has_row db.2 first
     says 1 'Adding heroku-postgresql on shop... failed
- !    ssh: */the hosts/herd'\''s 100%.yml: databases: none is spare and without an attachment; add one with spare: true' herd addons:add heroku-postgresql --follow amber
+ !    ssh: */the hosts/herd'\''s 100%.yml: databases: none is spare, without an attachment and not given away in the last quarter of an hour; add one with spare: true' herd addons:add heroku-postgresql --follow amber
     [ "$(herd config --json | jq '.release, (.config | length)' | tr '\n' ' ')" = "3 4 " ]
     [ "$(stat -c %a "$scene/here/the hosts/the config.json")" = 600 ]
 }
