@@ -168,7 +168,7 @@ no_arguments() {
     (($# == 0)) || usage_error "unknown argument $1"
 }
 
-# "90 s ago" style is for machines to make; this is 1.2 GB
+# Bytes for a person, as the agent writes them: 1.2 GB
 bytes_text() {
     awk -v b="$1" 'BEGIN { split("B kB MB GB TB PB", u); i = 1; while (b >= 999.5 && i < 6) { b /= 1000; i++ }
         if (i == 1) printf "%d B", b; else printf "%.1f %s", b, u[i] }'

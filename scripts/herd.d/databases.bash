@@ -158,13 +158,6 @@ by_address() {
     about '[.databases[] | select(.address == $a) | .name] | first // empty' --arg a "$1"
 }
 
-# follow TARGET SOURCE [OPTION...]: makes it a standby; its report on stdout
-follow() {
-    local target=$1 source=$2
-    shift 2
-    blurb_of "$source" | agent "$longest" "$target" enslave "$@"
-}
-
 # A report of enslave for a person
 followed_text() {
     jq -r -L "$library" 'include "herd"; followed_text'

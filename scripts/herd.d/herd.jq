@@ -49,7 +49,6 @@ def resolve($wanted):
       // ([.strays[] | select(. == $w or . == "HEROKU_POSTGRESQL_\($c)_URL")][0] // empty | "!" + .);
 
 def bytes:
-    def unit($u): if length == 0 then . else . end;
     if . == null then "unknown"
     elif . < 1000 then "\(.) B"
     else . as $b | [["kB", 1e3], ["MB", 1e6], ["GB", 1e9], ["TB", 1e12]]
