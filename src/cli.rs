@@ -1,6 +1,7 @@
 //! Owns the command line: what was typed, what it means on this machine, how results and errors are shown.
 
 mod activity;
+mod backup;
 mod credentials;
 mod output;
 mod plan;
@@ -76,6 +77,7 @@ enum Command {
     Promote(PromoteArgs),
     Wait(WaitArgs),
     BuildVersion(BuildVersionArgs),
+    Backup(backup::BackupArgs),
     Logs(LogsArgs),
     Ps(activity::PsArgs),
     Locks(activity::LocksArgs),
@@ -496,6 +498,7 @@ fn dispatch(cli: Cli) -> Result<()> {
             Ok(())
         }
         Command::BuildVersion(args) => run_build_version(context, args, json),
+        Command::Backup(args) => backup::run(context, args, json),
         Command::Logs(args) => run_logs(context, &args, json),
         Command::Ps(args) => activity::ps(context, &args, json),
         Command::Locks(_) => activity::locks(context, json),

@@ -366,6 +366,23 @@ pub enum Error {
     NoPsql { directory: Option<PathBuf> },
     /// A library that the source preloads is not among the programs here.
     LibraryMissing { library: String, source: String, directory: PathBuf },
+    // ---- backups: the store and what lies in it
+    /// A text that should be a backup's name.
+    BackupIdText { text: String },
+    /// No such backup.
+    NoBackup { id: String, place: String },
+    /// A manifest that cannot be read.
+    Manifest { id: String, why: String },
+    /// What is stored is not what was stored.
+    BackupDamaged { id: String, place: String, why: String },
+    /// No such object.
+    NoObject { place: String, name: String },
+    /// The store failed. `action` is an infinitive: "read", "write".
+    Store { place: String, action: &'static str, why: String },
+    // ---- backups: taking one
+    // ---- backups: restoring and verifying
+    // ---- backups: links and the server for them
+    // ---- backups: the schedule
 }
 
 const INFO_HINT: &str = "run `dotcloud info db.0` and give what it prints, all of it";
@@ -1246,6 +1263,34 @@ impl Error {
                 ),
                 "",
             ),
+            // ---- backups: the store and what lies in it
+            Error::BackupIdText { text } => (
+                Usage,
+                format!("{text:?} is not a backup's name"),
+                "it looks like b001 or a017; pgmahout backup list shows them",
+            ),
+            Error::NoBackup { id, place } => (
+                Failed,
+                format!("there is no backup {id} in {place}"),
+                "pgmahout backup list shows those that are",
+            ),
+            Error::Manifest { id, why } => (
+                Failed,
+                format!("the manifest of {id} cannot be read: {why}"),
+                "update pgmahout, or delete this backup; the others are not touched",
+            ),
+            Error::BackupDamaged { id, place, why } => (
+                Failed,
+                format!("the backup {id} in {place} is damaged: {why}"),
+                "use another one; pgmahout backup list shows them, pgmahout backup verify proves one",
+            ),
+            Error::NoObject { place, name } => (Failed, format!("there is no {name} in {place}"), ""),
+            Error::Store { place, action, why } => {
+                (Unreachable, format!("could not {action} {place}: {why}"), "")
+            } // ---- backups: taking one
+              // ---- backups: restoring and verifying
+              // ---- backups: links and the server for them
+              // ---- backups: the schedule
         };
         let hint = match self {
             Error::File { source, .. } => file_hint(source).to_owned(),

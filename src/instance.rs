@@ -69,6 +69,8 @@ pub struct Instance {
     pub config_directory: Option<PathBuf>,
     /// How PostgreSQL is built here.
     pub build: BuildSettings,
+    /// Where backups lie, how they are made and kept.
+    pub backup: BackupSettings,
     data_directory: Option<PathBuf>,
     bin_directory: Option<PathBuf>,
     host: Option<String>,
@@ -91,6 +93,50 @@ pub struct BuildSettings {
     pub timeout: Duration,
     /// Where sources are unpacked and compiled.
     pub directory: PathBuf,
+}
+
+/// Where an instance's backups lie, how they are made and kept.
+#[derive(Clone, Debug)]
+pub struct BackupSettings {
+    /// A directory, or `s3://bucket/prefix`.
+    pub store: String,
+    /// URL of an S3-compatible service.
+    pub store_endpoint: Option<String>,
+    /// Region of the bucket.
+    pub store_region: Option<String>,
+    /// File with an age identity.
+    pub key_file: Option<PathBuf>,
+    /// A passphrase in place of a key file; only from the environment.
+    pub passphrase: Option<Secret>,
+    /// `auto`, `none`, or METHOD[:LEVEL].
+    pub compression: String,
+    /// Processors to use, from 1 on.
+    pub jobs: usize,
+    /// Minutes after midnight, UTC.
+    pub time: u32,
+    /// Days of which a scheduled backup is kept.
+    pub keep_daily: u32,
+    /// Weeks of which a scheduled backup is kept.
+    pub keep_weekly: u32,
+    /// Backups by hand that are kept.
+    pub keep_manual: u32,
+    /// Days between verifications; 0 is never.
+    pub verify_days: u32,
+    /// The last good backup may be as old as this.
+    pub max_age: Duration,
+    /// How long a link is good.
+    pub link_expires: Duration,
+    /// Where `serve` listens.
+    pub serve_listen: String,
+    /// Under which URL others reach it.
+    pub serve_url: Option<String>,
+}
+
+impl BackupSettings {
+    /// The store as a directory below `home`, when it is one.
+    pub fn store_path(&self, home: &Path) -> PathBuf {
+        expand(home, &self.store)
+    }
 }
 
 struct Resolver<'a> {
@@ -255,6 +301,7 @@ impl Instance {
 
         let slow_query_ms = r.number("slow_query_ms", || default(50))?;
         let build = find_build_settings(&mut r, &state_directory)?;
+        let backup = find_backup_settings(&mut r)?;
 
         let order: BTreeMap<&str, usize> =
             crate::settings::SETTINGS.iter().enumerate().map(|(i, (name, _))| (*name, i)).collect();
@@ -277,6 +324,7 @@ impl Instance {
             slow_query_ms,
             config_directory,
             build,
+            backup,
             data_directory,
             bin_directory,
             host,
@@ -505,6 +553,87 @@ fn find_build_settings(r: &mut Resolver, state_directory: &Path) -> Result<Build
         timeout,
         directory: directory.expect("it has a default"),
     })
+}
+
+/// The port that `serve` listens on where nothing else is said; no well-known one.
+const SERVE_PORT: u16 = 5480;
+
+fn find_backup_settings(r: &mut Resolver) -> Result<BackupSettings> {
+    let store = r.find("store", || default("~/backups")).unwrap_or_default();
+    let is_s3 = store.strip_prefix("s3://").is_some_and(|rest| !rest.starts_with('/') && !rest.is_empty());
+    if store.contains("://") && !is_s3 {
+        let wanted = "a directory or s3://BUCKET/PREFIX";
+        return Err(Error::SettingValue { name: "store", value: without_password(&store), wanted });
+    }
+    let variable = |name: &str| r.settings.variable(name).map(str::to_owned);
+    let (endpoint, region) = (
+        variable("AWS_ENDPOINT_URL_S3").or_else(|| variable("AWS_ENDPOINT_URL")),
+        variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION")),
+    );
+    let from_environment = |value: Option<String>, name: &str| {
+        value.map(|value| Found { value, origin: Origin::Environment(name.into()) })
+    };
+    let store_endpoint = r.find("store_endpoint", || from_environment(endpoint, "AWS_ENDPOINT_URL"));
+    let store_region = r.find("store_region", || from_environment(region, "AWS_REGION"));
+    let key_file = r.path("backup_key_file", || None);
+    let compression = r.find("backup_compression", || default("auto")).unwrap_or_default();
+    let jobs = r.number("backup_jobs", || {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        detected(cores.min(4), "processors, four at most")
+    })?;
+    let said = r.find("backup_time", || default("03:00")).unwrap_or_default();
+    let time = minutes_of_day(&said).ok_or_else(|| Error::SettingValue {
+        name: "backup_time",
+        value: said.clone(),
+        wanted: "a time of day in UTC, such as 03:00",
+    })?;
+    let small = |r: &mut Resolver, name, value: u64| {
+        let number = r.number(name, || default(value))?;
+        let wanted = "a number up to 10000";
+        let value = number.to_string();
+        let fits = u32::try_from(number).ok().filter(|n| *n <= 10_000);
+        fits.ok_or(Error::SettingValue { name, value, wanted })
+    };
+    let keep_daily = small(r, "backup_keep_daily", 7)?;
+    let keep_weekly = small(r, "backup_keep_weekly", 5)?;
+    let keep_manual = small(r, "backup_keep_manual", 10)?;
+    let verify_days = small(r, "backup_verify_days", 30)?;
+    let max_age = small(r, "backup_max_age", 26)?;
+    let link_expires = r.number("link_expires", || default(600))?;
+    let port = r.settings.variable("PORT_BACKUPS").map(str::to_owned);
+    let serve_listen = r.find("serve_listen", || {
+        // Behind the platform's own port, as the server is.
+        match &port {
+            Some(port) => dotcloud(format!("127.0.0.1:{port}"), "$PORT_BACKUPS"),
+            None => default(format!("127.0.0.1:{SERVE_PORT}")),
+        }
+    });
+    let serve_url = r.find("serve_url", || None);
+    Ok(BackupSettings {
+        store,
+        store_endpoint,
+        store_region,
+        key_file,
+        passphrase: r.settings.variable("PGMAHOUT_BACKUP_PASSPHRASE").map(|p| Secret::new(p.to_owned())),
+        compression,
+        jobs: (jobs as usize).clamp(1, 64),
+        time,
+        keep_daily,
+        keep_weekly,
+        keep_manual,
+        verify_days,
+        max_age: Duration::from_secs(u64::from(max_age) * 3600),
+        link_expires: Duration::from_secs(link_expires.clamp(1, 7 * 86_400)),
+        serve_listen: serve_listen.unwrap_or_default(),
+        serve_url,
+    })
+}
+
+/// "03:00" as minutes after midnight.
+fn minutes_of_day(text: &str) -> Option<u32> {
+    let (hours, minutes) = text.split_once(':')?;
+    let number = |text: &str, below: u32| text.parse::<u32>().ok().filter(|n| text.len() == 2 && *n < below);
+    Some(number(hours, 24)? * 60 + number(minutes, 60)?)
 }
 
 /// Whether `make` and its kin can work in a directory of this name: they do not quote.

@@ -5,6 +5,7 @@
 // floor 0
 pub mod error;
 // floor 1: pure facts and pure decisions
+pub mod backups;
 pub mod blurb;
 pub mod postgres;
 // floor 2
@@ -22,6 +23,7 @@ pub mod service;
 pub mod source_build;
 pub mod sql;
 pub mod ssh;
+pub mod store;
 pub mod transfer;
 // floor 4
 pub mod operations;

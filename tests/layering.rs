@@ -23,7 +23,7 @@ const FLOORS: &[(u8, &[&str])] = &[
         ],
     ),
     (2, &["process", "durable", "nss", "progress", "settings"]),
-    (1, &["postgres", "blurb", "retention"]),
+    (1, &["postgres", "blurb", "backups"]),
     (0, &["error"]),
 ];
 

@@ -5,6 +5,7 @@ use crate::instance::Instance;
 use crate::progress::Progress;
 
 pub mod activity;
+pub mod backup;
 pub mod build_version;
 pub mod credentials;
 pub mod enslave;

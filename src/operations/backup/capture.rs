@@ -1,0 +1,186 @@
+//! Takes one backup: bytes into the store, then the manifest, which is what makes it a backup. Whatever goes wrong
+//! before that leaves nothing in the list, and what was stored is taken away again.
+
+use super::super::Context;
+use super::{lock, logical, now};
+use crate::backups::manifest::{BackupId, By, FORMAT, Kind, Manifest, Needs, Physical, Table};
+use crate::error::{Error, Result};
+use crate::postgres::wal::{Lsn, SystemId, Timeline};
+use crate::store::sealed::Sealer;
+use crate::store::{self, catalog};
+use serde::Serialize;
+use std::io::Write;
+use std::time::Instant;
+
+/// What the operator asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The database; none: the one that is not a template or `postgres`, else `postgres`. Not of a physical one.
+    pub database: Option<String>,
+    /// What kind.
+    pub kind: Kind,
+    /// Who asked.
+    pub by: By,
+    /// `auto`, `none`, METHOD[:LEVEL]; in place of the setting.
+    pub compression: Option<String>,
+    /// Processors to use; in place of the setting.
+    pub jobs: Option<usize>,
+    /// The backup's number is to be greater than this: the app has that many on its other instances.
+    pub after: Option<u32>,
+    /// Say what would be done.
+    pub dry_run: bool,
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// This instance.
+    pub instance: String,
+    /// Nothing was done.
+    pub dry_run: bool,
+    /// The backup's name, or what it would be.
+    pub id: BackupId,
+    /// Where it lies.
+    pub store: String,
+    /// Its database.
+    pub database: Option<String>,
+    /// Its kind.
+    pub kind: Kind,
+    /// Bytes on the server's disk.
+    pub database_size: u64,
+    /// All about it; none of a dry run.
+    pub manifest: Option<Manifest>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+    /// Seconds that it took.
+    pub seconds: f64,
+}
+
+/// What is backed up, found out before anything is stored.
+pub struct Subject {
+    /// Database; none of a physical backup.
+    pub database: Option<String>,
+    /// Bytes on the server's disk.
+    pub database_size: u64,
+}
+
+/// What a backup's bytes turned out to be.
+pub struct Written {
+    /// Bytes before compression.
+    pub content_size: u64,
+    /// METHOD[:LEVEL] as used.
+    pub compression: String,
+    /// The instance is a standby.
+    pub from_standby: bool,
+    /// E.g. `15.18`.
+    pub server_version: String,
+    /// E.g. 150018.
+    pub server_version_num: u32,
+    /// pg_dump's.
+    pub tool_version: Option<String>,
+    /// The cluster's.
+    pub system_id: SystemId,
+    /// Of `lsn`.
+    pub timeline: Timeline,
+    /// What was committed up to here is in it.
+    pub lsn: Lsn,
+    /// What it holds.
+    pub tables: Vec<Table>,
+    /// What a restore needs.
+    pub needs: Needs,
+    /// What only a physical one has.
+    pub physical: Option<Physical>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Takes one.
+pub fn run(context: Context, options: &Options) -> Result<Report> {
+    let begin = Instant::now();
+    let instance = context.instance;
+    let store = store::open(instance)?;
+    let _lock = if options.dry_run { None } else { Some(lock(context, "backup capture")?) };
+    let subject = match options.kind {
+        Kind::Logical => logical::subject(context, options)?,
+        Kind::Physical => todo!("physical::subject"),
+    };
+    let mut id = catalog::next(&*store, options.by)?;
+    id.number = id.number.max(options.after.map_or(0, |after| after + 1));
+    let mut report = Report {
+        instance: instance.name.clone(),
+        dry_run: options.dry_run,
+        id,
+        store: store.place(),
+        database: subject.database.clone(),
+        kind: options.kind,
+        database_size: subject.database_size,
+        manifest: None,
+        warnings: Vec::new(),
+        seconds: 0.0,
+    };
+    if store.is_local() {
+        report.warnings.push(format!(
+            "{} is on the same machine as the server: what takes the machine takes its backups; set store: to a \
+             mounted disk of another machine or s3://BUCKET/PREFIX",
+            store.place()
+        ));
+    }
+    if options.dry_run {
+        return Ok(report);
+    }
+    store.sweep()?;
+    let started = now();
+    let file = format!("{id}-{}.{}", unique(), if options.kind == Kind::Logical { "dump" } else { "tar" });
+    let mut sealer = Sealer::create(&*store, instance, &file)?;
+    let written = match options.kind {
+        Kind::Logical => logical::write(context, options, &subject, &mut sealer),
+        Kind::Physical => todo!("physical::write"),
+    };
+    let written = written?;
+    sealer.flush().map_err(|e| Error::Store { place: store.place(), action: "write", why: e.to_string() })?;
+    let stored = sealer.finish()?;
+    let mut manifest = Manifest {
+        format: FORMAT,
+        id,
+        kind: options.kind,
+        database: subject.database,
+        instance: instance.name.clone(),
+        app: instance.app.clone(),
+        from_standby: written.from_standby,
+        started,
+        finished: now(),
+        server_version: written.server_version,
+        server_version_num: written.server_version_num,
+        tool_version: written.tool_version,
+        agent_version: env!("CARGO_PKG_VERSION").into(),
+        system_id: written.system_id,
+        timeline: written.timeline,
+        lsn: written.lsn,
+        file,
+        size: stored.size,
+        sha256: stored.sha256,
+        content_size: written.content_size,
+        compression: written.compression,
+        encryption: stored.encryption,
+        database_size: subject.database_size,
+        tables: written.tables,
+        needs: written.needs,
+        physical: written.physical,
+    };
+    if let Err(error) = catalog::add(&*store, &mut manifest) {
+        let _ = store.delete(&manifest.file);
+        return Err(error);
+    }
+    report.id = manifest.id;
+    report.warnings.extend(written.warnings);
+    report.manifest = Some(manifest);
+    report.seconds = begin.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// Eight hexadecimal digits, so that two instances never write to one object.
+fn unique() -> String {
+    let mut bytes = [0u8; 4];
+    openssl::rand::rand_bytes(&mut bytes).expect("OpenSSL has random bytes");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
