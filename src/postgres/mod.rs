@@ -1,5 +1,6 @@
 //! Facts about PostgreSQL 9.0 to 18, each in one place, without any I/O: what a version can do, what
 //! stands in its files, and which SQL it wants.
+pub mod archive;
 pub mod backup;
 pub mod control;
 pub mod files;
