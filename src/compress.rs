@@ -116,6 +116,7 @@ pub struct Pool<T> {
     jobs: Option<SyncSender<Job>>,
     threads: Vec<JoinHandle<()>>,
     pending: VecDeque<(T, Pending)>,
+    compressing: usize,
     limit: usize,
     spare: Vec<Vec<u8>>,
     block_size: usize,
@@ -136,6 +137,7 @@ impl<T> Pool<T> {
             threads: (0..threads).map(|_| work()).collect(),
             jobs: (threads > 0).then_some(jobs),
             pending: VecDeque::new(),
+            compressing: 0,
             limit,
             spare: Vec::new(),
             block_size: compression.block_size(),
@@ -154,6 +156,7 @@ impl<T> Pool<T> {
         // Fails when no thread lives: the pop says so.
         let _ = jobs.send(Job { input, to });
         self.pending.push_back((tag, Pending::At(result)));
+        self.compressing += 1;
     }
 
     /// Hands over bytes that are to come back as they are, in their turn.
@@ -163,7 +166,12 @@ impl<T> Pool<T> {
 
     /// As many blocks are on their way as may be.
     pub fn is_full(&self) -> bool {
-        self.pending.len() >= self.limit
+        self.compressing >= self.limit || self.pending.len() >= 16 * self.limit
+    }
+
+    /// Something has to be popped before more is handed over, or can be at no cost.
+    pub fn has_ready(&self) -> bool {
+        matches!(self.pending.front(), Some((_, Pending::Here(_)))) || self.is_full()
     }
 
     /// The oldest of those on their way, once it is done; none when there are none.
@@ -175,6 +183,7 @@ impl<T> Pool<T> {
                 Ok(Some((tag, Block { bytes, adler: 1, input })))
             }
             Some((tag, Pending::At(result))) => {
+                self.compressing -= 1;
                 let lost = |_| io::Error::other("a thread that compresses has ended");
                 let done = result.recv().map_err(lost)??;
                 self.give_back(done.spare);
@@ -183,9 +192,9 @@ impl<T> Pool<T> {
         }
     }
 
-    /// Keeps a buffer that is done with.
+    /// Keeps a buffer that is done with, if a block fits into it.
     pub fn give_back(&mut self, mut buffer: Vec<u8>) {
-        if self.spare.len() < self.limit {
+        if self.spare.len() < self.limit && buffer.capacity() >= self.block_size {
             buffer.clear();
             self.spare.push(buffer);
         }

@@ -145,7 +145,11 @@ impl Lock {
             Ok(mut file) => {
                 file.set_len(0).on("write", path)?;
                 file.rewind().on("write", path)?;
-                writeln!(file, "{doing} (process {})", std::process::id()).on("write", path)?;
+                match writeln!(file, "{doing} (process {})", std::process::id()) {
+                    // It is locked all the same; only the one who comes second learns less.
+                    Err(e) if e.kind() == std::io::ErrorKind::StorageFull => {}
+                    other => other.on("write", path)?,
+                }
                 Ok(Lock { _file: file })
             }
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {

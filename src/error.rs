@@ -385,7 +385,7 @@ pub enum Error {
     /// The database to be backed up is not there.
     NoDatabase { database: String, there: Vec<String> },
     /// No pg_dump that fits the server. `looked` is where, with the versions that are too old.
-    NoDumpTool { major: u32, looked: Vec<String> },
+    NoDumpTool { major: String, looked: Vec<String> },
     /// `pg_dump` has failed; `said` is its stderr.
     Dump { database: String, status: String, said: String },
     /// What `pg_dump` wrote is no whole archive, although it said that it was done.

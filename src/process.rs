@@ -149,6 +149,40 @@ pub fn run_lines(
     status.ok_or(Error::ChildTooSlow { program, limit })
 }
 
+/// A child whose standard output is read while it works. It is the head of a process group of its own, which ends
+/// when this is dropped before [`Producer::finish`].
+pub struct Producer {
+    /// What it writes; a read ends at an interrupt.
+    pub stdout: Patient<std::process::ChildStdout>,
+    stderr: std::sync::mpsc::Receiver<String>,
+    group: Group,
+    program: String,
+}
+
+impl Producer {
+    /// Starts it. All reads together may take as long as `limit`.
+    pub fn start(mut command: Command, limit: Duration) -> Result<Producer> {
+        let program = program_of(&command);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let spawned = command.spawn();
+        let mut head = spawned.map_err(|source| Error::Spawn { program: program.clone(), source })?;
+        let stdout = head.stdout.take().expect("a pipe was asked for");
+        let stderr = collect(head.stderr.take());
+        let group = Group { head, over: false };
+        Ok(Producer { stdout: Patient::new(stdout, limit), stderr, group, program })
+    }
+
+    /// How it ended and what it said; waits for its end as long as `limit`.
+    pub fn finish(mut self, limit: Duration) -> Result<Finished> {
+        let spawn_error = |source| Error::Spawn { program: self.program.clone(), source };
+        let status = wait_for(limit, || self.group.head.try_wait().map_err(spawn_error))?;
+        let status = status.ok_or(Error::ChildTooSlow { program: self.program.clone(), limit })?;
+        self.group.over = true;
+        let stderr = self.stderr.recv_timeout(Duration::from_millis(300)).unwrap_or_default();
+        Ok(Finished { status, stdout: String::new(), stderr })
+    }
+}
+
 /// A child that heads a process group.
 struct Group {
     head: Child,
@@ -332,6 +366,32 @@ mod tests {
         });
         assert_eq!(status.unwrap().code(), Some(7));
         assert_eq!(lines, ["one", "two", "three"]);
+    }
+
+    #[test]
+    fn what_a_producer_writes_comes_with_its_status() {
+        let script = "echo one; echo why >&2; echo two; exit 3";
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let mut producer = Producer::start(command, Duration::from_secs(5)).unwrap();
+        let mut text = String::new();
+        producer.stdout.read_to_string(&mut text).unwrap();
+        let finished = producer.finish(Duration::from_secs(5)).unwrap();
+        assert_eq!((&*text, &*finished.stderr, finished.status.code()), ("one\ntwo\n", "why\n", Some(3)));
+    }
+
+    #[test]
+    fn a_producer_that_is_given_up_ends_with_its_group() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 31.4159 & echo $!; wait"]);
+        let mut producer = Producer::start(command, Duration::from_secs(60)).unwrap();
+        let mut text = [0; 64];
+        let read = producer.stdout.read(&mut text).unwrap();
+        let pid: i32 = std::str::from_utf8(&text[..read]).unwrap().trim().parse().unwrap();
+        assert!(is_running(pid));
+        drop(producer);
+        let gone = wait_for(Duration::from_secs(5), || Ok((!is_running(pid)).then_some(())));
+        assert!(gone.unwrap().is_some(), "process {pid} is still there");
     }
 
     #[test]

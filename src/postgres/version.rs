@@ -285,6 +285,48 @@ impl PgVersion {
         self.since(140_000)
     }
 
+    // ---- dumps
+
+    /// Whether a `pg_dump` of this version can dump a server of that one: not of a later major version.
+    pub const fn dumps(self, server: PgVersion) -> bool {
+        self.major_num() >= server.major_num()
+    }
+
+    /// zstd in `pg_dump`'s archives, where it is built with it (16).
+    pub const fn has_zstd_archives(self) -> bool {
+        self.since(160_000)
+    }
+
+    /// `pg_class.reltuples` is -1 where nothing was ever counted (14); before, 0.
+    pub const fn has_unknown_reltuples(self) -> bool {
+        self.since(140_000)
+    }
+
+    /// `pg_database.datlocprovider` (15).
+    pub const fn has_locale_provider(self) -> bool {
+        self.since(150_000)
+    }
+
+    /// `pg_database.datlocale` (17); before, `daticulocale`.
+    pub const fn has_datlocale(self) -> bool {
+        self.since(170_000)
+    }
+
+    /// The setting `transaction_timeout` (17).
+    pub const fn has_transaction_timeout(self) -> bool {
+        self.since(170_000)
+    }
+
+    /// The setting `idle_in_transaction_session_timeout` (9.6).
+    pub const fn has_idle_in_transaction_timeout(self) -> bool {
+        self.since(90_600)
+    }
+
+    /// `pg_export_snapshot()` on a standby too (10).
+    pub const fn exports_snapshots_in_recovery(self) -> bool {
+        self.since(100_000)
+    }
+
     // ---- names
 
     /// "wal" and "lsn" in names (10) in place of "xlog" and "location".
@@ -481,6 +523,13 @@ mod tests {
             ("9.6", "has_control_functions", PgVersion::has_control_functions),
             ("9.6", "has_wal_receiver_view", PgVersion::has_wal_receiver_view),
             ("10", "has_temporary_slots", PgVersion::has_temporary_slots),
+            ("9.6", "has_idle_in_transaction_timeout", PgVersion::has_idle_in_transaction_timeout),
+            ("10", "exports_snapshots_in_recovery", PgVersion::exports_snapshots_in_recovery),
+            ("14", "has_unknown_reltuples", PgVersion::has_unknown_reltuples),
+            ("15", "has_locale_provider", PgVersion::has_locale_provider),
+            ("16", "has_zstd_archives", PgVersion::has_zstd_archives),
+            ("17", "has_datlocale", PgVersion::has_datlocale),
+            ("17", "has_transaction_timeout", PgVersion::has_transaction_timeout),
             ("10", "names_wal", PgVersion::names_wal),
             ("10", "passfile_in_conninfo", PgVersion::passfile_in_conninfo),
             ("10", "has_backup_stop_without_wait", PgVersion::has_backup_stop_without_wait),

@@ -70,7 +70,8 @@ fn connect(context: Context) -> Result<Db> {
     Db::connect(&target(context)?)
 }
 
-fn target(context: Context) -> Result<Target> {
+/// The server of this instance; an error of its own when it does not run.
+pub fn target(context: Context) -> Result<Target> {
     let instance = context.instance;
     // Without PGDATA here, the server is elsewhere, and only its answer tells.
     if instance.data_directory().is_ok() && instance.running().is_none() {
