@@ -167,6 +167,8 @@ impl Producer {
         let spawned = command.spawn();
         let mut head = spawned.map_err(|source| Error::Spawn { program: program.clone(), source })?;
         let stdout = head.stdout.take().expect("a pipe was asked for");
+        // Fewer turns of the two; where it may not be so large, it stays as it is.
+        let _ = nix::fcntl::fcntl(&stdout, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
         let stderr = collect(head.stderr.take());
         let group = Group { head, over: false };
         Ok(Producer { stdout: Patient::new(stdout, limit), stderr, group, program })
@@ -279,14 +281,15 @@ impl<R: Read + Send + 'static> Patient<R> {
     pub fn new(mut inner: R, limit: Duration) -> Patient<R> {
         let (sender, chunks) = std::sync::mpsc::sync_channel(16);
         let reading = thread::spawn(move || {
+            let mut buffer = vec![0; 64 * 1024];
             loop {
-                let mut chunk = vec![0; 64 * 1024];
-                let read = inner.read(&mut chunk).map(|n| chunk.truncate(n));
-                let over = read.is_err() || chunk.is_empty();
+                // Of the size of what came: a pipe gives a few kilobytes at a time.
+                let read = inner.read(&mut buffer).map(|n| buffer[..n].to_vec());
+                let over = !matches!(&read, Ok(chunk) if !chunk.is_empty());
                 if over && read.is_ok() {
                     return inner;
                 }
-                if sender.send(read.map(|()| chunk)).is_err() || over {
+                if sender.send(read).is_err() || over {
                     return inner;
                 }
             }
