@@ -1,6 +1,7 @@
 //! Owns `pgmahout backup`: its arguments and answers. Each verb's are in a file of its own.
 
 mod capture;
+mod download;
 
 use super::output::{answer, say, show, table};
 use crate::backups::manifest::{BackupId, Kind, Manifest};
@@ -44,6 +45,7 @@ enum Verb {
         /// Name of the backup
         id: BackupId,
     },
+    Download(download::DownloadArgs),
     /// Remove backups
     #[command(visible_alias = "destroy", after_help = "Example:\n  pgmahout backup delete b001 b002")]
     Delete {
@@ -65,6 +67,7 @@ pub fn run(context: Context, args: BackupArgs, json: bool) -> Result<()> {
             if json { answer(&listed) } else { say(list_text(&listed).trim_end()) }
         }
         Verb::Info { id } => show(json, &backup::info(context, id)?, info_text),
+        Verb::Download(args) => download::run(context, args, json)?,
         Verb::Delete { ids, dry_run } => {
             for id in ids {
                 let removed = backup::delete(context, id, dry_run)?;

@@ -1,6 +1,7 @@
 //! Backups of this instance: one checklist per verb.
 
 pub mod capture;
+pub mod download;
 pub mod logical;
 
 use super::Context;
