@@ -51,7 +51,7 @@ warn_of_silence() {
 }
 
 # find_backup [ID|INSTANCE:ID]: its key into $backup, its name into $id, who has it into $holder. Without one the most
-# recent that is not known to be bad.
+# recent of a database, as at Heroku, that is not known to be bad.
 find_backup() {
     local wanted=${1:-} where="" found
     id=${wanted##*:}
@@ -65,13 +65,14 @@ find_backup() {
     if [[ -n $wanted ]]; then
         mapfile -t found < <(of_backups '.[] | select(.id == $i) | .key' --arg i "$id")
     else
-        mapfile -t found < <(of_backups 'map(select(.verified.good != false)) | last | .key // empty')
+        mapfile -t found < <(of_backups 'map(select(.kind == "logical" and .verified.good != false)) | last | .key // empty')
     fi
     case ${#found[@]} in
         0)
             ((${#silent[@]} == 0)) || die "$(jq .exit "$work/error.${silent[0]}")" \
                 "$(label "${silent[0]}") does not say whether it has ${id:-a backup}: $(jq -r .message "$work/error.${silent[0]}")" \
                 "herd pgbackups shows what the others have"
+            [[ -n $id || $backups == "[]" ]] || die 1 "$app has no backup of a database that is not known to be bad" "name one of those that herd pgbackups shows"
             [[ -n $id ]] || die 1 "$app has no backups" "herd pgbackups:capture takes one"
             die 1 "${where:-$app} has no backup $id" "herd pgbackups shows those that there are"
             ;;

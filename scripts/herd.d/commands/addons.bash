@@ -20,9 +20,9 @@ command_addons() {
     fi
     all=$(with_info | jq -c --argjson s "${schedule:-null}" '. + {schedule: $s}')
     if [[ -n $json ]]; then
-        jq -c '{app, addons: [.databases[] | {addon: ("heroku-postgresql" + (if .info.plan then ":\(.info.plan)" else "" end)), instance: .name,
-            attachments: [.attachments[] | "HEROKU_POSTGRESQL_\(.)_URL"], current, role: .info.role, error: .info.error.message}]
-            + [.schedule | values]}' <<<"$all"
+        jq -c '{app, addons: ([.databases[] | {addon: ("heroku-postgresql" + (if .info.plan then ":\(.info.plan)" else "" end)), instance: .name,
+             attachments: [.attachments[] | "HEROKU_POSTGRESQL_\(.)_URL"], current, role: .info.role, error: .info.error.message}]
+            + [.schedule | values])}' <<<"$all"
     else
         jq -r -L "$library" 'include "herd"; "=== \(.app) Addons", (.databases[]
             | ["heroku-postgresql" + (if .info.plan then ":\(.info.plan)" else "" end), .name,

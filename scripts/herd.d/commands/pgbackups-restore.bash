@@ -2,7 +2,7 @@
 # Usage: herd pgbackups:restore [DB [ID|URL]] [--database NAME] [--confirm APP] [--json]
 # Summary: put a backup in the place of a database
 #
-# DB is DATABASE_URL by default, ID the most recent backup. The backup may be of any
+# DB is DATABASE_URL by default, ID the most recent backup of a database. The backup may be of any
 # database of the app, or of another app: by the URL that pgbackups:url gives there.
 #
 # It is restored beside the database, checked, and only then put in its place by

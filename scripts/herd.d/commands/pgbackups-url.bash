@@ -2,7 +2,7 @@
 # Usage: herd pgbackups:url [ID] [--expires SECONDS] [--json]
 # Summary: a link to a backup, for anyone who has it
 #
-# Without ID to the most recent. The link is good for ten minutes, or as long as
+# Without ID to the most recent of a database. The link is good for ten minutes, or as long as
 # --expires says. What it gives is for pg_restore, or for pgbackups:restore of
 # another app.
 #
@@ -38,6 +38,7 @@ command_pgbackups_url() {
         printf '%s\n' "$report"
         return
     fi
+    [[ $(jq .encrypted <<<"$report") != true ]] || warn "what is there is encrypted: age -d decrypts it"
     url=$(jq -r .url <<<"$report")
     # As Heroku did: quoted for whoever copies it from a terminal
     if [[ -t 1 ]]; then printf '"%s"\n' "$url"; else printf '%s\n' "$url"; fi
