@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod logical;
+pub mod physical;
 
 use super::Context;
 use crate::backups::manifest::{BackupId, Manifest};
