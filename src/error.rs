@@ -380,6 +380,18 @@ pub enum Error {
     /// The store failed. `action` is an infinitive: "read", "write".
     Store { place: String, action: &'static str, why: String },
     // ---- backups: taking one
+    /// A text that should be METHOD[:LEVEL].
+    CompressionText { text: String },
+    /// The database to be backed up is not there.
+    NoDatabase { database: String, there: Vec<String> },
+    /// No pg_dump that fits the server. `looked` is where, with the versions that are too old.
+    NoDumpTool { major: u32, looked: Vec<String> },
+    /// `pg_dump` has failed; `said` is its stderr.
+    Dump { database: String, status: String, said: String },
+    /// What `pg_dump` wrote is no whole archive, although it said that it was done.
+    Archive { why: String },
+    /// A method that the tools of this server cannot read.
+    NoZstd { tool: PathBuf },
     /// WAL that a physical backup needs is not there any more.
     BackupWalGone { segment: String, directory: PathBuf },
     /// A copy that was not completed.
@@ -1305,7 +1317,39 @@ impl Error {
             Error::NoObject { place, name } => (Failed, format!("there is no {name} in {place}"), ""),
             Error::Store { place, action, why } => {
                 (Unreachable, format!("could not {action} {place}: {why}"), "")
-            } // ---- backups: taking one
+            }
+            // ---- backups: taking one
+            Error::CompressionText { text } => (
+                Usage,
+                format!("{text:?} is not a compression"),
+                "it is none, gzip, zstd or auto; gzip and zstd with a level if you like: gzip:9 (1 to 9), zstd:3 (1 \
+                 to 19)",
+            ),
+            Error::NoDatabase { database, there } => {
+                (Failed, format!("there is no database {database:?}; there are: {}", there.join(", ")), "")
+            }
+            Error::NoDumpTool { major, looked } => (
+                Failed,
+                format!(
+                    "there is no pg_dump for a server of version {major}; looked at: {}",
+                    printable(&looked.join(", "))
+                ),
+                "",
+            ),
+            Error::Dump { database, status, said } => {
+                (Failed, format!("pg_dump of {database} failed ({status}): {}", printable(said)), "")
+            }
+            Error::Archive { why } => {
+                (Failed, format!("what pg_dump wrote is not a whole archive: {why}"), "try again")
+            }
+            Error::NoZstd { tool } => (
+                Usage,
+                format!(
+                    "{} cannot read zstd, and so nobody could restore the backup with it",
+                    tool.display()
+                ),
+                "use --compress gzip, or a build of PostgreSQL 16 or later with zstd: pgmahout build-version",
+            ),
             Error::BackupWalGone { segment, directory } => (
                 Failed,
                 format!("the WAL segment {segment} that the backup needs is not in {}", directory.display()),
@@ -1366,6 +1410,15 @@ impl Error {
                     .into()
             }
             Error::UnknownRelease { offered, .. } => offered.clone(),
+            Error::NoDumpTool { major, .. } => format!("apt-get install postgresql-client-{major}"),
+            Error::Dump { said, .. } if said.contains("conflict with recovery") => {
+                "this standby took replay before the dump: set max_standby_streaming_delay = -1 (or a longer one) or \
+                 hot_standby_feedback = on here, or capture on the primary"
+                    .into()
+            }
+            Error::Dump { said, .. } if said.contains("lock timeout") || said.contains("statement timeout") => {
+                "a table is locked by somebody: pgmahout locks shows whom; then capture again".into()
+            }
             Error::DownloadBroke { kept: 0, .. } => "run the same command again".into(),
             Error::DownloadBroke { kept, .. } => {
                 format!("run the same command again: it goes on after the {} that are here", megabytes(*kept))

@@ -9,6 +9,7 @@ pub mod backups;
 pub mod blurb;
 pub mod postgres;
 // floor 2
+pub mod compress;
 pub mod durable;
 pub mod nss;
 pub mod process;

@@ -22,7 +22,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "builds",
         ],
     ),
-    (2, &["process", "durable", "nss", "progress", "settings"]),
+    (2, &["compress", "process", "durable", "nss", "progress", "settings"]),
     (1, &["postgres", "blurb", "backups"]),
     (0, &["error"]),
 ];

@@ -139,7 +139,7 @@ impl Cluster {
     }
 
     fn each(&self, each: &mut dyn FnMut(Found) -> io::Result<()>) -> Result<()> {
-        let mut all = || {
+        let mut all = || -> io::Result<()> {
             self.walk.root(0, &self.data, "", each)?;
             for (oid, path) in &self.tablespaces {
                 self.walk.root(*oid, path, &format!("pg_tblspc/{oid}"), each)?;
