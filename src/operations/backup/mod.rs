@@ -3,6 +3,7 @@
 pub mod capture;
 pub mod logical;
 pub mod physical;
+pub mod restore;
 
 use super::Context;
 use crate::backups::manifest::{BackupId, Manifest};

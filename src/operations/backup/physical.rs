@@ -150,7 +150,9 @@ impl Cluster {
     }
 
     fn locations(&self) -> BTreeMap<u32, String> {
-        self.tablespaces.iter().map(|(oid, path)| (*oid, path.display().to_string())).collect()
+        // Relative to PGDATA when in it.
+        let shown = |path: &PathBuf| path.strip_prefix(&self.data).unwrap_or(path).display().to_string();
+        self.tablespaces.iter().map(|(oid, path)| (*oid, shown(path))).collect()
     }
 }
 
