@@ -45,8 +45,7 @@ pub fn run(context: Context, args: &RestorePhysicalArgs, json: bool) -> Result<(
             (Box::new(File::open(path).on("open", path)?), None)
         }
     };
-    let mapping: Result<Vec<_>> =
-        args.tablespace_mapping.iter().map(|text| parse_mapping(text)).collect();
+    let mapping: Result<Vec<_>> = args.tablespace_mapping.iter().map(|text| parse_mapping(text)).collect();
     let options = Options {
         confirm: args.confirm.clone(),
         tablespace_mapping: mapping?.concat(),
