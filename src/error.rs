@@ -412,7 +412,25 @@ pub enum Error {
     Archive { why: String },
     /// A method that the tools of this server cannot read.
     NoZstd { tool: PathBuf },
+    /// WAL that a physical backup needs is not there any more.
+    BackupWalGone { segment: String, directory: PathBuf },
+    /// A copy that was not completed.
+    UnfinishedCopy { path: PathBuf },
+    /// The postmaster is gone, others of the server are not.
+    ClusterBusy { path: PathBuf, pid: i32 },
+    /// A server that was down was started while it was copied.
+    StartedMeanwhile { instance: String },
+    /// A base backup of a standby before 9.6.
+    StandbyBackup { version: String },
     // ---- backups: restoring and verifying
+    /// A physical backup's tar that is not one.
+    TarDamaged { why: String },
+    /// A physical backup's tar that tries to leave its directory.
+    TarEscapes { entry: String, why: &'static str },
+    /// A physical backup of another major version.
+    BackupOtherVersion { theirs: String, ours: String },
+    /// The server of a restored cluster did not get through its recovery.
+    RestoredDoesNotStart { why: String, log: String },
     // ---- backups: links and the server for them
     // ---- backups: the schedule
 }
@@ -1441,6 +1459,56 @@ impl Error {
             }
             // ---- backups: taking one
             // ---- backups: restoring and verifying
+            ),
+            Error::BackupWalGone { segment, directory } => (
+                Failed,
+                format!("the WAL segment {segment} that the backup needs is not in {}", directory.display()),
+                "take it again; if it happens again, raise wal_keep_size (wal_keep_segments before 13), or give \
+                 the server a free replication slot",
+            ),
+            Error::UnfinishedCopy { path } => (
+                Failed,
+                format!("{} is a copy that was not completed: there is nothing to back up", path.display()),
+                "run the command again that made it",
+            ),
+            Error::ClusterBusy { path, pid } => (
+                Failed,
+                format!("the server of {} is down, but its process {pid} still runs", path.display()),
+                "wait until it has ended, or end it, and take the backup again",
+            ),
+            Error::StartedMeanwhile { instance } => (
+                Failed,
+                format!("the server of {instance} was started while its files were copied"),
+                "take the backup again: it is taken from the running server then",
+            ),
+            Error::StandbyBackup { version } => (
+                Failed,
+                format!("PostgreSQL {version} cannot back up a standby while it runs"),
+                "take it on the primary, or stop the standby first",
+            ),
+            // ---- backups: restoring and verifying
+            Error::TarDamaged { why } => {
+                (Failed, format!("it is no whole physical backup: {why}"), "use another one")
+            }
+            Error::TarEscapes { entry, why } => (
+                Failed,
+                format!("{:?} in the tar {why}: nothing of it is used", printable(entry)),
+                "pgmahout made no such backup; look where it comes from",
+            ),
+            Error::BackupOtherVersion { theirs, ours } => (
+                Failed,
+                format!("it is a cluster of PostgreSQL {theirs}, and the programs here are {ours}"),
+                "build that version first: pgmahout build-version; a logical backup can be restored to any later \
+                 version",
+            ),
+            Error::RestoredDoesNotStart { why, log } => (
+                Failed,
+                format!(
+                    "the restored cluster does not come up: {why}
+{log}"
+                ),
+                "the cluster that was here is untouched",
+            ),
             // ---- backups: links and the server for them
             // ---- backups: the schedule
         };

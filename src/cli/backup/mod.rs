@@ -2,6 +2,7 @@
 
 mod capture;
 mod download;
+mod restore_physical;
 
 use super::output::{answer, say, show, table};
 use crate::backups::manifest::{BackupId, Kind, Manifest};
@@ -34,6 +35,8 @@ pub struct BackupArgs {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Capture(capture::CaptureArgs),
+    #[command(hide = true)]
+    RestorePhysical(restore_physical::RestorePhysicalArgs),
     /// Show all backups
     #[command(
         after_help = "Examples:\n  pgmahout backup list\n  pgmahout --json backup list | jq -r '.[-1].id'"
@@ -62,6 +65,7 @@ enum Verb {
 pub fn run(context: Context, args: BackupArgs, json: bool) -> Result<()> {
     match args.verb {
         Verb::Capture(args) => capture::run(context, &args, json)?,
+        Verb::RestorePhysical(args) => restore_physical::run(context, &args, json)?,
         Verb::List => {
             let listed = backup::list(context)?;
             if json { answer(&listed) } else { say(list_text(&listed).trim_end()) }

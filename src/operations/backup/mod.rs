@@ -3,6 +3,8 @@
 pub mod capture;
 pub mod download;
 pub mod logical;
+pub mod physical;
+pub mod restore;
 
 use super::Context;
 use crate::backups::manifest::{BackupId, Manifest};
