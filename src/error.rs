@@ -1400,9 +1400,7 @@ impl Error {
                     tool.display()
                 ),
                 "use --compress gzip, or a build of PostgreSQL 16 or later with zstd: pgmahout build-version",
-            ), // ---- backups: restoring and verifying
-               // ---- backups: links and the server for them
-               // ---- backups: the schedule
+            ),
             Error::StoreCredentials { place, looked } => (
                 Failed,
                 format!("there are no credentials for {place}: {looked}"),
@@ -1457,9 +1455,6 @@ impl Error {
             Error::FileExists { path } => {
                 (Refused, format!("{} is there already", path.display()), "--force overwrites it")
             }
-            // ---- backups: taking one
-            // ---- backups: restoring and verifying
-            ),
             Error::BackupWalGone { segment, directory } => (
                 Failed,
                 format!("the WAL segment {segment} that the backup needs is not in {}", directory.display()),
