@@ -379,6 +379,26 @@ pub enum Error {
     NoObject { place: String, name: String },
     /// The store failed. `action` is an infinitive: "read", "write".
     Store { place: String, action: &'static str, why: String },
+    /// Nowhere is a key for S3.
+    StoreCredentials { place: String, looked: String },
+    /// S3 refuses the key, or what it wants to do.
+    StoreDenied { place: String, why: String },
+    /// No such bucket.
+    StoreBucket { bucket: String, endpoint: String },
+    /// The bucket is in another region.
+    StoreRegion { bucket: String, region: String },
+    /// The service does not answer.
+    StoreUnreachable { place: String, endpoint: String, why: String },
+    /// A store's directory that is not one, or not ours.
+    StoreDirectory { path: PathBuf, why: String },
+    /// A key file that cannot be used. `why` names the file.
+    BackupKeyFile { why: String },
+    /// An encrypted backup, and nothing to open it with.
+    NoBackupKey { id: String, wanted: &'static str },
+    /// An encrypted backup, and the wrong key or passphrase.
+    WrongBackupKey { id: String, wanted: &'static str },
+    /// A file that would be overwritten.
+    FileExists { path: PathBuf },
     // ---- backups: taking one
     /// A text that should be METHOD[:LEVEL].
     CompressionText { text: String },
@@ -392,7 +412,25 @@ pub enum Error {
     Archive { why: String },
     /// A method that the tools of this server cannot read.
     NoZstd { tool: PathBuf },
+    /// WAL that a physical backup needs is not there any more.
+    BackupWalGone { segment: String, directory: PathBuf },
+    /// A copy that was not completed.
+    UnfinishedCopy { path: PathBuf },
+    /// The postmaster is gone, others of the server are not.
+    ClusterBusy { path: PathBuf, pid: i32 },
+    /// A server that was down was started while it was copied.
+    StartedMeanwhile { instance: String },
+    /// A base backup of a standby before 9.6.
+    StandbyBackup { version: String },
     // ---- backups: restoring and verifying
+    /// A physical backup's tar that is not one.
+    TarDamaged { why: String },
+    /// A physical backup's tar that tries to leave its directory.
+    TarEscapes { entry: String, why: &'static str },
+    /// A physical backup of another major version.
+    BackupOtherVersion { theirs: String, ours: String },
+    /// The server of a restored cluster did not get through its recovery.
+    RestoredDoesNotStart { why: String, log: String },
     // ---- backups: links and the server for them
     // ---- backups: the schedule
 }
@@ -407,6 +445,37 @@ struct Parts {
 }
 
 impl Error {
+    /// A store's error once more: its streams can only lend it.
+    pub fn of_a_store(&self) -> Option<Error> {
+        Some(match self {
+            Error::Interrupted => Error::Interrupted,
+            Error::Store { place, action, why } => {
+                Error::Store { place: place.clone(), action, why: why.clone() }
+            }
+            Error::NoObject { place, name } => Error::NoObject { place: place.clone(), name: name.clone() },
+            Error::File { action, path, source } => {
+                let source = match source.raw_os_error() {
+                    Some(number) => std::io::Error::from_raw_os_error(number),
+                    None => std::io::Error::new(source.kind(), source.to_string()),
+                };
+                Error::File { action, path: path.clone(), source }
+            }
+            Error::StoreDenied { place, why } => {
+                Error::StoreDenied { place: place.clone(), why: why.clone() }
+            }
+            Error::StoreBucket { bucket, endpoint } => {
+                Error::StoreBucket { bucket: bucket.clone(), endpoint: endpoint.clone() }
+            }
+            Error::StoreRegion { bucket, region } => {
+                Error::StoreRegion { bucket: bucket.clone(), region: region.clone() }
+            }
+            Error::StoreUnreachable { place, endpoint, why } => {
+                Error::StoreUnreachable { place: place.clone(), endpoint: endpoint.clone(), why: why.clone() }
+            }
+            _ => return None,
+        })
+    }
+
     /// The exit code, the text and the hint of this error, in the only place they are written.
     fn parts(&self) -> Parts {
         use Exit::*;
@@ -1331,9 +1400,112 @@ impl Error {
                     tool.display()
                 ),
                 "use --compress gzip, or a build of PostgreSQL 16 or later with zstd: pgmahout build-version",
-            ), // ---- backups: restoring and verifying
-               // ---- backups: links and the server for them
-               // ---- backups: the schedule
+            ),
+            Error::StoreCredentials { place, looked } => (
+                Failed,
+                format!("there are no credentials for {place}: {looked}"),
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials",
+            ),
+            Error::StoreDenied { place, why } => (
+                Failed,
+                format!("access to {place} is denied: {why}"),
+                "give a key that is not revoked (AWS_ACCESS_KEY_ID, else ~/.aws/credentials), with the rights \
+                 s3:ListBucket, GetObject, PutObject, DeleteObject and AbortMultipartUpload",
+            ),
+            Error::StoreBucket { bucket, endpoint } => (
+                Failed,
+                format!("there is no bucket {bucket} at {endpoint}"),
+                "create it, or correct store, store_endpoint or store_region",
+            ),
+            Error::StoreRegion { bucket, region } => (
+                Failed,
+                format!("the bucket {bucket} is not in the region {region}"),
+                "say with store_region where it is",
+            ),
+            Error::StoreUnreachable { place, endpoint, why } => (
+                Unreachable,
+                format!("could not reach {endpoint} for {place}: {why}"),
+                "is the service up, and within reach of this machine? store_endpoint says where it is",
+            ),
+            Error::StoreDirectory { path, why } => (
+                Failed,
+                format!("{} cannot hold backups: {why}", path.display()),
+                "is its disk mounted? create the directory for this account, or correct the setting store",
+            ),
+            Error::BackupKeyFile { why } => (
+                Failed,
+                format!("the key file for backups cannot be used: {why}"),
+                "age-keygen -o FILE makes one, chmod 600 FILE keeps it; the setting backup_key_file names it",
+            ),
+            Error::NoBackupKey { id, wanted: "passphrase" } => (
+                Failed,
+                format!("the backup {id} is encrypted with a passphrase"),
+                "give it in the environment: PGMAHOUT_BACKUP_PASSPHRASE",
+            ),
+            Error::NoBackupKey { id, .. } => (
+                Failed,
+                format!("the backup {id} is encrypted, and there is no secret key to open it"),
+                "the setting backup_key_file names the file with the identity (AGE-SECRET-KEY-1...) it was made for",
+            ),
+            Error::WrongBackupKey { id, wanted } => (
+                Failed,
+                format!("the backup {id} does not open with this {wanted}"),
+                "give the one that it was made with: backup_key_file or PGMAHOUT_BACKUP_PASSPHRASE",
+            ),
+            Error::FileExists { path } => {
+                (Refused, format!("{} is there already", path.display()), "--force overwrites it")
+            }
+            Error::BackupWalGone { segment, directory } => (
+                Failed,
+                format!("the WAL segment {segment} that the backup needs is not in {}", directory.display()),
+                "take it again; if it happens again, raise wal_keep_size (wal_keep_segments before 13), or give \
+                 the server a free replication slot",
+            ),
+            Error::UnfinishedCopy { path } => (
+                Failed,
+                format!("{} is a copy that was not completed: there is nothing to back up", path.display()),
+                "run the command again that made it",
+            ),
+            Error::ClusterBusy { path, pid } => (
+                Failed,
+                format!("the server of {} is down, but its process {pid} still runs", path.display()),
+                "wait until it has ended, or end it, and take the backup again",
+            ),
+            Error::StartedMeanwhile { instance } => (
+                Failed,
+                format!("the server of {instance} was started while its files were copied"),
+                "take the backup again: it is taken from the running server then",
+            ),
+            Error::StandbyBackup { version } => (
+                Failed,
+                format!("PostgreSQL {version} cannot back up a standby while it runs"),
+                "take it on the primary, or stop the standby first",
+            ),
+            // ---- backups: restoring and verifying
+            Error::TarDamaged { why } => {
+                (Failed, format!("it is no whole physical backup: {why}"), "use another one")
+            }
+            Error::TarEscapes { entry, why } => (
+                Failed,
+                format!("{:?} in the tar {why}: nothing of it is used", printable(entry)),
+                "pgmahout made no such backup; look where it comes from",
+            ),
+            Error::BackupOtherVersion { theirs, ours } => (
+                Failed,
+                format!("it is a cluster of PostgreSQL {theirs}, and the programs here are {ours}"),
+                "build that version first: pgmahout build-version; a logical backup can be restored to any later \
+                 version",
+            ),
+            Error::RestoredDoesNotStart { why, log } => (
+                Failed,
+                format!(
+                    "the restored cluster does not come up: {why}
+{log}"
+                ),
+                "the cluster that was here is untouched",
+            ),
+            // ---- backups: links and the server for them
+            // ---- backups: the schedule
         };
         let hint = match self {
             Error::File { source, .. } => file_hint(source).to_owned(),

@@ -127,7 +127,7 @@ make_work_directory() {
     trap 'exit 143' TERM HUP
 }
 
-# Whatever still runs for us, and what it wrote. $unfinished: what to say when the command ends before it is through.
+# Whatever still runs for us, and what it wrote, $partial too. $unfinished: what to say when the command ends before it is through.
 clean_up() {
     local status=$? pids pid i
     trap '' INT TERM HUP
@@ -141,7 +141,7 @@ clean_up() {
     ((i < 10)) || kill -KILL -- "${pids[@]}" 2>/dev/null || true
     mapfile -t pids < <(jobs -p)
     ((${#pids[@]} == 0)) || kill "${pids[@]}" 2>/dev/null || true
-    rm -rf -- "$work"
+    rm -rf -- "$work" ${partial:+"$partial"}
     ((status == 0)) || [[ -z ${unfinished:-} ]] || warn "$unfinished" 2>&5 || true
     exit "$status"
 }

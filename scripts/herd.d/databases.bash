@@ -190,7 +190,7 @@ must_not_be_current() {
 
 # shown_by_agent VERB [DB] [ARGUMENT...]: what the agent there shows, as it is
 shown_by_agent() {
-    local verb=$1 wanted="" instance status=0 words
+    local verb=$1 wanted="" instance
     shift
     if [[ -n ${1:-} && $1 != -* && ! $1 =~ ^[0-9]+$ ]]; then
         wanted=$1
@@ -199,7 +199,14 @@ shown_by_agent() {
     use_platform
     load_databases
     resolve "$wanted"
-    printf -v words '%q ' pgmahout ${json:+--json} "$verb" "$@"
+    show_of "$instance" "$verb" "$@"
+}
+
+# show_of INSTANCE WORD...: the same of an instance that is known
+show_of() {
+    local instance=$1 status=0 words
+    shift
+    printf -v words '%q ' pgmahout ${json:+--json} "$@"
     call_platform "$platform_timeout" run "$instance" "${words% }" </dev/null 2>"$work/stderr.$instance" | plain || status=$?
     case $status in
         0) sed '/^$/d' "$work/stderr.$instance" | plain >&2 ;;

@@ -109,3 +109,49 @@ def info_text:
 def info_json:
     {app, databases: [.databases[] | select(.info)
         | {name, state, address, attachments: [.attachments[] | "HEROKU_POSTGRESQL_\(.)_URL"], current} + (.info | {info: .} | if .info.error then {error: .info.error} else . end)]};
+
+# --- backups --------------------------------------------------------------------
+
+# [{holder, backups}…], as instances list them, in one: the oldest first, each with its holders. Those that share a store
+# all list the same.
+def merged_backups:
+    [.[] | .holder as $h | .backups[] | {key: [.id, .file, .sha256], value: ., $h}]
+    | group_by(.key)
+    | map(.[0].value + {verified: ([.[].value.verified | values] | max_by(.at)), holders: map(.h)})
+    | sort_by(.started // .finished, (.id[1:] | tonumber), .id);
+
+# The greatest number of a backup by hand
+def last_number: [.[].id | select(startswith("b"))[1:] | tonumber] | max // 0;
+
+# As Heroku wrote times: 2010/10/22 19:55.50 UTC
+def backup_time: strftime("%Y/%m/%d %H:%M.%S UTC");
+
+def age:
+    if . < 0 then "in the future"
+    elif . < 120 then "\(.) s"
+    elif . < 7200 then "\(. / 60 | floor) min"
+    elif . < 172800 then "\(. / 3600 | floor) h"
+    else "\(. / 86400 | floor) days" end;
+
+# What a backup is of. $all: the databases.
+def backup_of($all):
+    .instance as $i
+    | ([$all[] | select(.name == $i) | attachment][0] // $i) + (if .database then "/\(.database)" else "" end);
+
+# The rows of a table below its heading, in Heroku's look
+def table($heading):
+    [[$heading] + . | transpose[] | map(length) | max] as $widths
+    | def row: [., $widths] | transpose | map(.[0] + " " * (.[1] - (.[0] | length))) | join(" | ") | sub(" +$"; "");
+      ($heading | row), ($widths | map("-" * .) | join("-+-")), (.[] | row);
+
+# The name of its file for a person, as pgbackups:url gives it: b001.dump, b002.tar.zst, b003.dump.age
+def download_name:
+    .id + (if .kind == "logical" then ".dump" else ".tar" + ({gzip: ".gz", zstd: ".zst"}[.compression // "" | split(":")[0] // ""] // "") end)
+        + (if .encryption then ".age" else "" end);
+
+def backups_text($all):
+    map([.id, (.finished | backup_time), (.size | bytes), backup_of($all), .kind + (if .encryption then ", encrypted" else "" end),
+         (now - .finished | floor | age),
+         (.verified | if . == null then "-" elif .good then .at | backup_time else "FAILED \(.at | backup_time)" end)]
+        | map(gsub("[[:cntrl:]]+"; " ")))
+    | table(["ID", "Backup Time", "Size", "Database", "Kind", "Age", "Verified"]);

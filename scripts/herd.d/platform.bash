@@ -128,7 +128,7 @@ release_number() {
 }
 
 # agent LIMIT INSTANCE WORD...: pgmahout on that instance, which answers one JSON object. stdin goes along; what
-# it says meanwhile comes to stderr. Fails with its exit code, the error in $work/error.INSTANCE: {message, hint, exit}.
+# it says meanwhile comes to stderr. Fails with its exit code, the error in $work/error.INSTANCE: {message, hint, exit}, what it answered in $work/refused.INSTANCE.
 agent() {
     local limit=$1 instance=$2 status=0 answer words pipe reader patience=100
     shift 2
@@ -147,6 +147,7 @@ agent() {
         printf '%s\n' "$answer"
         return
     fi
+    printf '%s\n' "$answer" >"$work/refused.$instance"
     agent_error "$instance" "$status" "$limit" "$answer" >"$work/error.$instance"
     return "$(jq .exit "$work/error.$instance")"
 }

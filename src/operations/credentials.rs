@@ -148,7 +148,7 @@ fn write_password(path: &Path, password: &Secret) -> Result<()> {
 
 /// Gives a role another verifier, or none. The statement is kept out of the server's log and of
 /// pg_stat_statements: an md5 verifier is as good as the password, and a SCRAM one can be guessed at.
-fn set_verifier(db: &mut Db, role: &str, verifier: Option<&str>) -> Result<()> {
+pub(super) fn set_verifier(db: &mut Db, role: &str, verifier: Option<&str>) -> Result<()> {
     db.rows(
         "SELECT set_config(name, value, false) FROM (VALUES ('log_statement', 'none'), \
          ('log_min_duration_statement', '-1'), ('log_min_duration_sample', '-1'), \

@@ -152,7 +152,7 @@ fn replay_to(context: Context, db: &mut Db, goal: Lsn, limit: Duration) -> Resul
 }
 
 /// What came with the copy and would make the new primary depend on the old one, or disturb it.
-fn untie(db: &mut Db) -> Result<Vec<String>> {
+pub(super) fn untie(db: &mut Db) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     let names = db.setting("synchronous_standby_names")?.unwrap_or_default();
     if !names.trim().is_empty() {

@@ -5,6 +5,7 @@ pub mod backup;
 pub mod control;
 pub mod files;
 pub mod log;
+pub mod page;
 pub mod password;
 pub mod plan;
 pub mod records;

@@ -210,6 +210,11 @@ impl PgVersion {
         self.since(100_000)
     }
 
+    /// Logical replication, with subscriptions (10).
+    pub const fn has_subscriptions(self) -> bool {
+        self.since(100_000)
+    }
+
     /// `pg_copy_physical_replication_slot()` (12).
     pub const fn copies_slots(self) -> bool {
         self.since(120_000)

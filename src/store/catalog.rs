@@ -1,10 +1,11 @@
 //! Owns which backups a store has: their manifests, the next number, adding and removing one.
 
-use super::{Store, read_small};
+use super::{Object, Store, read_small};
 use crate::backups::manifest::{BackupId, By, Manifest, Verified};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use serde::Serialize;
+use std::time::SystemTime;
 
 /// A backup and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -16,18 +17,17 @@ pub struct Listed {
     pub verified: Option<Verified>,
 }
 
+/// Manifests that are asked for at the same time, of a store behind a network.
+const AT_ONCE: usize = 8;
+
 /// All backups, in the order in which they were taken. What cannot be read is warned of and left out.
 pub fn list(store: &dyn Store, progress: &Progress) -> Result<Vec<Listed>> {
     let objects = store.list()?;
+    let ids: Vec<BackupId> = objects.iter().filter_map(|object| manifest_of(&object.name)).collect();
     let mut found = Vec::new();
-    for object in &objects {
-        let Some(id) = object.name.strip_suffix(".json").and_then(|stem| stem.parse::<BackupId>().ok())
-        else {
-            continue;
-        };
-        let read = read_small(store, &object.name).and_then(|bytes| Manifest::parse(id, &bytes));
-        let manifest = match read {
-            Ok(manifest) => manifest,
+    for (id, read) in ids.iter().zip(read_all(store, &ids, &objects)) {
+        let listed = match read {
+            Ok(listed) => listed,
             // Deleted this moment.
             Err(Error::NoObject { .. }) => continue,
             Err(error @ Error::Manifest { .. }) => {
@@ -36,22 +36,49 @@ pub fn list(store: &dyn Store, progress: &Progress) -> Result<Vec<Listed>> {
             }
             Err(error) => return Err(error),
         };
-        if !objects.iter().any(|object| object.name == manifest.file && object.size == manifest.size) {
-            progress.warn(format!(
-                "{id} is left out: its bytes are not in {} any more, or not whole",
-                store.place()
-            ));
-            continue;
+        let (file, size) = (&listed.manifest.file, listed.manifest.size);
+        match objects.iter().find(|object| object.name == *file) {
+            Some(object) if object.size == size => found.push(listed),
+            Some(object) => progress.warn(format!(
+                "{id} is left out: {file} in {} has {} bytes in place of {size}",
+                store.place(),
+                object.size
+            )),
+            None => progress.warn(format!("{id} is left out: {file} is not in {} any more", store.place())),
         }
-        let name = Manifest::verified_name(id);
+    }
+    found.sort_by_key(|listed| (listed.manifest.started, listed.manifest.id.number, listed.manifest.id));
+    Ok(found)
+}
+
+/// The backup whose manifest has this name.
+fn manifest_of(name: &str) -> Option<BackupId> {
+    name.strip_suffix(".json").and_then(|stem| stem.parse().ok())
+}
+
+/// The manifests of `ids`, in their order.
+fn read_all(store: &dyn Store, ids: &[BackupId], objects: &[Object]) -> Vec<Result<Listed>> {
+    let read = |id: &BackupId| {
+        let manifest = Manifest::parse(*id, &read_small(store, &Manifest::name(*id))?)?;
+        let name = Manifest::verified_name(*id);
         let verified = match objects.iter().any(|object| object.name == name) {
             true => read_small(store, &name).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()),
             false => None,
         };
-        found.push(Listed { manifest, verified });
+        Ok(Listed { manifest, verified })
+    };
+    if store.is_local() || ids.len() < 2 {
+        return ids.iter().map(read).collect();
     }
-    found.sort_by_key(|listed| (listed.manifest.started, listed.manifest.id.number, listed.manifest.id));
-    Ok(found)
+    std::thread::scope(|scope| {
+        let read = &read;
+        let share = ids.len().div_ceil(AT_ONCE);
+        let threads: Vec<_> = ids
+            .chunks(share)
+            .map(|ids| scope.spawn(move || ids.iter().map(read).collect::<Vec<_>>()))
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("reading does not panic")).collect()
+    })
 }
 
 /// One backup.
@@ -102,4 +129,67 @@ pub fn remove(store: &dyn Store, manifest: &Manifest) -> Result<()> {
 /// Remembers a verification.
 pub fn set_verified(store: &dyn Store, id: BackupId, verified: &Verified) -> Result<()> {
     store.put(&Manifest::verified_name(id), &serde_json::to_vec(verified).expect("plain data"))
+}
+
+/// Removes bytes without a manifest, as a kill between the two leaves them, and gives what was removed. Only what
+/// was stored more than `older_than` seconds ago by this machine's clock: another instance may be about to write the
+/// manifest. Nothing is removed while a manifest cannot be read: it may name it.
+pub fn sweep_orphans(store: &dyn Store, older_than: i64) -> Result<Vec<Object>> {
+    let now =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    let objects = store.list()?;
+    let orphans: Vec<&Object> = objects
+        .iter()
+        .filter(|object| is_data(&object.name) && object.modified.saturating_add(older_than) < now)
+        .collect();
+    if orphans.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<BackupId> = objects.iter().filter_map(|object| manifest_of(&object.name)).collect();
+    let mut named = std::collections::BTreeSet::new();
+    for read in read_all(store, &ids, &[]) {
+        match read {
+            Ok(listed) => named.insert(listed.manifest.file),
+            Err(Error::NoObject { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+    }
+    let mut removed = Vec::new();
+    for orphan in orphans.into_iter().filter(|orphan| !named.contains(&orphan.name)) {
+        store.delete(&orphan.name)?;
+        removed.push(orphan.clone());
+    }
+    Ok(removed)
+}
+
+/// `<id>-<8 hexadecimal digits>.<extension>`, as captures call their bytes.
+fn is_data(name: &str) -> bool {
+    let Some((id, rest)) = name.split_once('-') else { return false };
+    let Some((unique, extension)) = rest.split_once('.') else { return false };
+    let hexadecimal = |c: char| matches!(c, '0'..='9' | 'a'..='f');
+    id.parse::<BackupId>().is_ok()
+        && unique.len() == 8
+        && unique.chars().all(hexadecimal)
+        && !extension.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_captures_call_their_bytes() {
+        for name in ["b001-0123abcd.dump", "a1000-ffffffff.tar.zst", "b003-00000000.dump.age"] {
+            assert!(is_data(name), "{name}");
+        }
+        for name in [
+            "b001.json",
+            "b001.verified.json",
+            "notes-0123abcd.txt",
+            "b001-0123abcg.dump",
+            "b001-0123abc.dump",
+        ] {
+            assert!(!is_data(name), "{name}");
+        }
+    }
 }

@@ -3,9 +3,11 @@
 
 pub mod catalog;
 pub mod directory;
+mod keys;
+pub mod s3;
 pub mod sealed;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::instance::Instance;
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -61,15 +63,41 @@ pub trait Store: Send + Sync {
 
 /// The store of this instance, as its settings say. Nothing is created or asked yet.
 pub fn open(instance: &Instance) -> Result<Box<dyn Store>> {
+    if instance.backup.store.starts_with("s3://") {
+        return Ok(Box::new(s3::S3::new(instance)?));
+    }
     Ok(Box::new(directory::Directory::new(instance.backup.store_path(&instance.home))))
+}
+
+/// True of what an object may be called.
+pub fn is_plain(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    !name.is_empty() && name.len() <= 200 && !name.starts_with('.') && name.chars().all(plain)
+}
+
+fn check_name(store: &dyn Store, name: &str) -> Result<()> {
+    if is_plain(name) {
+        return Ok(());
+    }
+    let why = format!("{name:?} is no object's name");
+    Err(Error::Store { place: store.place(), action: "use", why })
+}
+
+/// The error of reading from, or writing to, a store's stream: the store's own one where it is in it.
+pub fn stream_error(store: &dyn Store, action: &'static str, error: &std::io::Error) -> Error {
+    let own = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    own.and_then(Error::of_a_store).unwrap_or_else(|| Error::Store {
+        place: store.place(),
+        action,
+        why: error.to_string(),
+    })
 }
 
 /// The whole of a small object.
 pub fn read_small(store: &dyn Store, name: &str) -> Result<Vec<u8>> {
-    use crate::error::Error;
     const LIMIT: u64 = 64 << 20;
     let mut bytes = Vec::new();
     let read = store.read(name, 0)?.take(LIMIT).read_to_end(&mut bytes);
-    read.map_err(|e| Error::Store { place: store.place(), action: "read", why: e.to_string() })?;
+    read.map_err(|e| stream_error(store, "read", &e))?;
     Ok(bytes)
 }

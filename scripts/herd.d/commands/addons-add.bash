@@ -1,6 +1,7 @@
 # shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Usage: herd addons:add heroku-postgresql[:PLAN] [--follow DB | --track DB | --fork DB] [--as COLOUR] [--json]
-# Summary: a new database: empty, following another, or a copy of it
+#        herd addons:add pgbackups:auto-month|pgbackups:auto-week [--json]
+# Summary: a new database (empty, a follower, a copy), or nightly backups
 #
 # Makes an instance, attaches it under a free colour and, with --follow, --track
 # (the same) or --fork, starts the copy, which goes on in the background. The first
@@ -9,10 +10,14 @@
 # Plans stand in recipe/plans.yml: PostgreSQL settings by name. A follower or fork
 # has its source's settings, so it has its source's plan, which is the default.
 #
+# pgbackups backs up DATABASE_URL every night; auto-month keeps more of them than
+# auto-week (herd pgbackups). It goes on at whoever is promoted.
+#
 # Examples:
 #   herd addons:add heroku-postgresql:ronin
 #   herd addons:add heroku-postgresql:ronin --follow DATABASE_URL
 #   herd addons:add heroku-postgresql --fork AMBER --as silver
+#   herd addons:add pgbackups:auto-month
 
 command_addons_add() {
     local addon="" plan="" verb="" of="" colour="" wanted source="" instance="" release url variable
@@ -40,7 +45,12 @@ command_addons_add() {
         esac
         shift
     done
-    [[ $addon =~ ^heroku-postgresql(:([a-z0-9-]+))?$ ]] || usage_error "'$addon' is not an add-on" "heroku-postgresql:PLAN is, with a plan of $(plan_names)"
+    if [[ $addon =~ ^pgbackups(:.*)?$ ]]; then
+        [[ -z $verb && -z $colour ]] || usage_error "pgbackups has no options"
+        schedule_backups "${addon#pgbackups}"
+        return
+    fi
+    [[ $addon =~ ^heroku-postgresql(:([a-z0-9-]+))?$ ]] || usage_error "'$addon' is not an add-on" "heroku-postgresql:PLAN is, with a plan of $(plan_names); and pgbackups:auto-month, pgbackups:auto-week"
     plan=${BASH_REMATCH[2]:-}
     [[ -z $plan ]] || check_plan "$plan"
     use_platform
@@ -133,4 +143,21 @@ url_like() {
     ours=$(about '.databases[] | select(.name == $n) | .address' --arg n "$2")
     [[ $url == *"$theirs"* ]] || die 1 "the URL of $(label "$1") does not hold its address $theirs" "see herd config"
     printf %s "${url/"$theirs"/"$ours"}"
+}
+
+# schedule_backups :PLAN, of whoever is DATABASE_URL
+schedule_backups() {
+    local instance report
+    [[ $1 =~ ^:auto-(month|week)$ ]] || usage_error "which plan? backups by hand need none: herd pgbackups:capture" "pgbackups:auto-month or pgbackups:auto-week"
+    use_platform
+    load_databases
+    resolve ""
+    doing "Adding pgbackups$1 on $app"
+    report=$(shape=$schedule_shape agent "$platform_timeout" "$instance" backup schedule "${1#:}" </dev/null 2>/dev/null) || {
+        not_done
+        die_of "$instance"
+    }
+    done_with
+    say "$(label "$instance") is backed up every night; \`herd pgbackups\` shows the backups"
+    [[ -z $json ]] || jq -c --arg i "$instance" '{addon: "pgbackups:\(.plan)", instance: $i}' <<<"$report"
 }

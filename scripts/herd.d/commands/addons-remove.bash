@@ -1,19 +1,26 @@
 # shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
-# Usage: herd addons:remove DB [--confirm APP] [--json]
-# Summary: destroy a database with all its data
+# Usage: herd addons:remove DB|pgbackups [--confirm APP] [--json]
+# Summary: destroy a database with all its data, or end the nightly backups
 #
 # The app's name has to be typed, or given with --confirm. The database in use
 # (DATABASE_URL) cannot be destroyed, nor one that others follow: promote another
 # one first, or remove the followers first.
 #
-# Example:
+# pgbackups ends the nightly backups of DATABASE_URL; those that there are stay.
+#
+# Examples:
 #   herd addons:remove SILVER
+#   herd addons:remove pgbackups
 
 command_addons_remove() {
     local instance release="" failed=0 variables others name source sources address followers
     (($# == 1)) && [[ $1 != -* ]] || usage_error "which database?"
     use_platform
     load_databases
+    if [[ $1 =~ ^pgbackups(:[a-z-]+)?$ ]]; then
+        end_schedule "${1#pgbackups}"
+        return
+    fi
     resolve "$1"
     must_be_removable
     confirm_app "$(label "$instance") would be destroyed with all its data" \
@@ -66,4 +73,24 @@ must_be_removable() {
 
 size_text() {
     info "$instance" '.size_bytes // empty' | while read -r bytes; do printf ', %s' "$(bytes_text "$bytes")"; done
+}
+
+# end_schedule [:PLAN]: of whoever is DATABASE_URL
+end_schedule() {
+    local report plan
+    resolve ""
+    report=$(shape=$schedule_shape ask "$instance" backup schedule) || die_of "$instance"
+    plan=$(jq -r '.plan // ""' <<<"$report")
+    [[ -n $plan && (-z $1 || $1 == ":$plan") ]] || die 1 "$(label "$instance") has no nightly backups${1:+ of the plan ${1#:}}${plan:+, but those of $plan}" "herd addons shows what there is"
+    confirm_app "$(label "$instance") would not be backed up any more" \
+        "WARNING: $(label "$instance") will not be backed up every night any more." \
+        "The backups that there are stay; herd pgbackups shows them."
+    doing "Removing pgbackups:$plan from $app"
+    report=$(shape=$schedule_shape agent "$platform_timeout" "$instance" backup schedule off </dev/null 2>/dev/null) || {
+        not_done
+        die_of "$instance"
+    }
+    done_with
+    say "The backups that there are stay; \`herd pgbackups\` shows them"
+    [[ -z $json ]] || jq -cn --arg a "pgbackups:$plan" --arg i "$instance" '{removed: $a, instance: $i}'
 }

@@ -74,7 +74,26 @@ candidates() {
             load_databases
             about '.databases[] | (.attachments[] | ., "HEROKU_POSTGRESQL_\(.)"), .name'
             printf 'DATABASE_URL\n'
-            [[ $known != addons:add ]] || plans 'keys_unsorted[] | "heroku-postgresql:\(.)"'
+            case $known in
+                addons:add)
+                    plans 'keys_unsorted[] | "heroku-postgresql:\(.)"'
+                    printf '%s\n' pgbackups:auto-month pgbackups:auto-week
+                    ;;
+                addons:remove) printf 'pgbackups\n' ;;
+            esac
+            ;;
+        pgbackups:*)
+            use_platform
+            load_databases
+            case $known in
+                *:capture | *:check | *:restore) about '.databases[] | (.attachments[] | ., "HEROKU_POSTGRESQL_\(.)"), .name, "DATABASE_URL"' | sort -u ;;
+            esac
+            case $known in
+                *:info | *:url | *:destroy | *:verify | *:download | *:restore)
+                    list_backups
+                    of_backups '.[].id'
+                    ;;
+            esac
             ;;
         config:*)
             use_platform

@@ -1,6 +1,8 @@
 //! Owns `pgmahout backup`: its arguments and answers. Each verb's are in a file of its own.
 
 mod capture;
+mod download;
+mod restore_physical;
 
 use super::output::{answer, say, show, table};
 use crate::backups::manifest::{BackupId, Kind, Manifest};
@@ -33,6 +35,8 @@ pub struct BackupArgs {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Capture(capture::CaptureArgs),
+    #[command(hide = true)]
+    RestorePhysical(restore_physical::RestorePhysicalArgs),
     /// Show all backups
     #[command(
         after_help = "Examples:\n  pgmahout backup list\n  pgmahout --json backup list | jq -r '.[-1].id'"
@@ -44,6 +48,7 @@ enum Verb {
         /// Name of the backup
         id: BackupId,
     },
+    Download(download::DownloadArgs),
     /// Remove backups
     #[command(visible_alias = "destroy", after_help = "Example:\n  pgmahout backup delete b001 b002")]
     Delete {
@@ -60,11 +65,13 @@ enum Verb {
 pub fn run(context: Context, args: BackupArgs, json: bool) -> Result<()> {
     match args.verb {
         Verb::Capture(args) => capture::run(context, &args, json)?,
+        Verb::RestorePhysical(args) => restore_physical::run(context, &args, json)?,
         Verb::List => {
             let listed = backup::list(context)?;
             if json { answer(&listed) } else { say(list_text(&listed).trim_end()) }
         }
         Verb::Info { id } => show(json, &backup::info(context, id)?, info_text),
+        Verb::Download(args) => download::run(context, args, json)?,
         Verb::Delete { ids, dry_run } => {
             for id in ids {
                 let removed = backup::delete(context, id, dry_run)?;

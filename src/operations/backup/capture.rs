@@ -2,7 +2,7 @@
 //! before that leaves nothing in the list, and what was stored is taken away again.
 
 use super::super::Context;
-use super::{lock, logical, now};
+use super::{lock, logical, now, physical};
 use crate::backups::manifest::{BackupId, By, FORMAT, Kind, Manifest, Needs, Physical, Table};
 use crate::error::{Error, Result};
 use crate::postgres::wal::{Lsn, SystemId, Timeline};
@@ -102,7 +102,7 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
     let _lock = if options.dry_run { None } else { Some(lock(context, "backup capture")?) };
     let subject = match options.kind {
         Kind::Logical => logical::subject(context, options)?,
-        Kind::Physical => todo!("physical::subject"),
+        Kind::Physical => physical::subject(context, options)?,
     };
     let mut id = catalog::next(&*store, options.by)?;
     id.number = id.number.max(options.after.map_or(0, |after| after + 1));
@@ -134,7 +134,7 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
     let mut sealer = Sealer::create(&*store, instance, &file)?;
     let written = match options.kind {
         Kind::Logical => logical::write(context, options, &subject, &mut sealer),
-        Kind::Physical => todo!("physical::write"),
+        Kind::Physical => physical::write(context, options, &subject, &mut sealer),
     };
     let written = written?;
     sealer.flush().map_err(|e| Error::Store { place: store.place(), action: "write", why: e.to_string() })?;

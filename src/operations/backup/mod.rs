@@ -1,7 +1,10 @@
 //! Backups of this instance: one checklist per verb.
 
 pub mod capture;
+pub mod download;
 pub mod logical;
+pub mod physical;
+pub mod restore;
 
 use super::Context;
 use crate::backups::manifest::{BackupId, Manifest};

@@ -15,6 +15,7 @@ use super::session::Backup;
 use super::there::There;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
+use crate::instance::Instance;
 use crate::layout::Service;
 use crate::postgres::control::ControlFile;
 use crate::postgres::version::PgVersion;
@@ -149,7 +150,8 @@ fn open_streams(
     Ok(streams)
 }
 
-fn prepare(layout: &Layout, root: &Path) -> Result<()> {
+/// Makes the place for a copy: empty, marked, private.
+pub fn prepare(layout: &Layout, root: &Path) -> Result<()> {
     let private = fs::Permissions::from_mode(0o700);
     if let Place::InPlace(_) = layout.place {
         fs::create_dir_all(root).on("create", root)?;
@@ -232,7 +234,8 @@ fn is_wal(path: &str) -> bool {
     path == "pg_wal" || path == "pg_xlog"
 }
 
-fn make_wal_link(at: &Path, new: &Path) -> Result<()> {
+/// WAL on a disk of its own.
+pub fn make_wal_link(at: &Path, new: &Path) -> Result<()> {
     fs::DirBuilder::new().mode(0o700).create(new).on("create", new)?;
     std::os::unix::fs::symlink(new, at).on("create", at)
 }
@@ -296,29 +299,41 @@ fn keep_own_files(
     slot: &str,
 ) -> Result<()> {
     let instance = context.instance;
-    if instance.config_directory.is_none() && !root.join("postgresql.conf").exists() {
-        // The source keeps its configuration elsewhere (Debian): ours goes on, with what it includes.
-        for entry in fs::read_dir(&layout.data).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let text = name.to_string_lossy();
-            let wanted = text.ends_with(".conf") && text != "postgresql.auto.conf" && text != "recovery.conf";
-            let new = root.join(&name);
-            if wanted && !new.exists() {
-                fs::copy(entry.path(), &new).on("copy", &entry.path())?;
-            }
-        }
-    }
+    keep_own_configuration(instance, &layout.data, root)?;
     let slot = version.has_replication_slots().then_some(slot);
     let settings = standby::settings(instance, target, slot, version)?;
-    // supervisor's and Debian's servers get their port from outside PGDATA; pg_ctl's from the copied file.
-    let port = instance.port().to_string();
-    let said = instance.resolved().iter().any(|r| r.name == "port" && r.origin != Origin::Default);
-    let own_port = said && matches!(instance.service, Service::PgCtl | Service::Commands { .. });
-    let own: &[(&str, Option<&str>)] = if own_port { &[("port", Some(&port))] } else { &[] };
+    let port = own_port(instance);
+    let own: &[(&str, Option<&str>)] = if port.is_some() { &[("port", port.as_deref())] } else { &[] };
     standby::write_settings(root, &settings, version, own)
 }
 
-fn sync(root: &Path, layout: &Layout) -> Result<()> {
+/// Where the source keeps its configuration elsewhere (Debian): ours goes on, with what it includes.
+pub fn keep_own_configuration(instance: &Instance, data: &Path, root: &Path) -> Result<()> {
+    if instance.config_directory.is_some() || root.join("postgresql.conf").exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(data).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let text = name.to_string_lossy();
+        let wanted = text.ends_with(".conf") && text != "postgresql.auto.conf" && text != "recovery.conf";
+        let new = root.join(&name);
+        if wanted && !new.exists() {
+            fs::copy(entry.path(), &new).on("copy", &entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The port as a setting of the copy: supervisor's and Debian's servers get theirs from outside PGDATA, pg_ctl's
+/// from the copied file.
+pub fn own_port(instance: &Instance) -> Option<String> {
+    let said = instance.resolved().iter().any(|r| r.name == "port" && r.origin != Origin::Default);
+    let own = said && matches!(instance.service, Service::PgCtl | Service::Commands { .. });
+    own.then(|| instance.port().to_string())
+}
+
+/// Makes a copy durable.
+pub fn sync(root: &Path, layout: &Layout) -> Result<()> {
     let mut seen = Vec::new();
     let wal = layout.wal_link.as_ref().and_then(|(_, new)| new.parent());
     for path in std::iter::once(root).chain(outside(layout).map(PathBuf::as_path)).chain(wal) {

@@ -241,7 +241,7 @@ impl Cluster {
 
     /// Whether somebody has created something here: told from file names, which also counts a rewritten
     /// catalogue as data, and asked by SQL where the server runs.
-    fn has_user_data(&mut self) -> Result<bool> {
+    pub fn has_user_data(&mut self) -> Result<bool> {
         if let Some(db) = &mut self.db
             && has_user_objects(db)?
         {

@@ -7,6 +7,7 @@ use super::there::There;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
 use crate::postgres::control::ControlFile;
+use crate::postgres::version::PgVersion;
 use crate::progress::time_text;
 use crate::service;
 use crate::sql::Target;
@@ -53,35 +54,42 @@ pub fn layout(
     plan: &Plan,
     mapping: &[(PathBuf, PathBuf)],
 ) -> Result<Layout> {
-    let data = context.instance.data_directory()?;
     let mut sizes: BTreeMap<u32, u64> = BTreeMap::new();
     let mut tablespaces = Vec::new();
     let version = there.version;
     there.stream.list(&list(there.version.num(), version.has_nonexclusive_backup()), |entry| {
         match entry.kind {
-            EntryKind::Tablespace if entry.size == 1 => {
-                tablespaces.push((entry.root, entry.path.clone(), None));
-            }
-            EntryKind::Tablespace => tablespaces.push((entry.root, entry.path.clone(), Some(()))),
+            EntryKind::Tablespace => tablespaces.push((entry.root, entry.path.clone(), entry.size != 1)),
             // Whole blocks, as they will lie on the disk.
             _ => *sizes.entry(entry.root).or_default() += entry.size.next_multiple_of(4096),
         }
         Ok(())
     })?;
+    placed(context, version, &sizes, &tablespaces, plan, mapping)
+}
+
+/// Finds the place for a cluster: bytes by root, and its tablespaces: OID, where they were (relative to PGDATA when
+/// in it).
+pub fn placed(
+    context: Context,
+    version: PgVersion,
+    sizes: &BTreeMap<u32, u64>,
+    tablespaces: &[(u32, String, bool)],
+    plan: &Plan,
+    mapping: &[(PathBuf, PathBuf)],
+) -> Result<Layout> {
+    let data = context.instance.data_directory()?;
     let existing = existing_tablespaces(&data);
     let unfinished = [unfinished_tablespaces(&staging(&data)), unfinished_tablespaces(&data)].concat();
     let mut placed = Vec::new();
     let mut inside = 0;
     for (oid, on_source, outside) in tablespaces {
-        match outside {
-            None => {
-                inside += sizes.get(&oid).copied().unwrap_or(0);
-                placed.push((oid, on_source.clone(), data.join(&on_source)));
-            }
-            Some(()) => {
-                let here = place_tablespace(context, &on_source, mapping, &existing, &unfinished, oid)?;
-                placed.push((oid, on_source, here));
-            }
+        if *outside {
+            let here = place_tablespace(context, on_source, mapping, &existing, &unfinished, *oid)?;
+            placed.push((*oid, on_source.clone(), here));
+        } else {
+            inside += sizes.get(oid).copied().unwrap_or(0);
+            placed.push((*oid, on_source.clone(), data.join(on_source)));
         }
     }
     let in_data = sizes.get(&0).copied().unwrap_or(0) + inside;

@@ -23,6 +23,8 @@ enum Slot {
     None,
     /// Temporary, gone with the session; copied into the permanent one at the end.
     Temporary { temporary: String, permanent: String },
+    /// Temporary, gone with the session: the copy brings its WAL along.
+    Passing,
     /// Permanent from the start; dropped by us when the copy fails.
     Permanent { name: String, keep: bool },
 }
@@ -34,6 +36,33 @@ impl Backup<'_> {
         db: &'a mut Db,
         target: &Target,
         slot: &str,
+    ) -> Result<Backup<'a>> {
+        Backup::start_with(context, db, target, |db| reserve(db, slot))
+    }
+
+    /// The same for a backup that brings its WAL along: nothing lasts beyond the session. Where no slot can be had
+    /// (a full disk) it goes on without one, and the WAL has to be looked for at the end.
+    pub fn start_passing<'a>(context: Context<'a>, db: &'a mut Db, target: &Target) -> Result<Backup<'a>> {
+        Backup::start_with(context, db, target, |db| {
+            if !db.version.has_temporary_slots() {
+                return Ok(Slot::None);
+            }
+            let name = format!("pgmahout_backup_tmp{}", std::process::id());
+            match db.rows("SELECT pg_create_physical_replication_slot($1, true, true)::text", &[&name]) {
+                Ok(_) => Ok(Slot::Passing),
+                Err(error) => {
+                    context.progress.warn(format!("no slot keeps the WAL meanwhile: {error}"));
+                    Ok(Slot::None)
+                }
+            }
+        })
+    }
+
+    fn start_with<'a>(
+        context: Context<'a>,
+        db: &'a mut Db,
+        target: &Target,
+        reserve: impl FnOnce(&mut Db) -> Result<Slot>,
     ) -> Result<Backup<'a>> {
         let version = db.version;
         let calls = BackupCalls::of(version);
@@ -48,7 +77,7 @@ impl Backup<'_> {
             "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'",
             &[],
         )?;
-        let slot = reserve(db, slot)?;
+        let slot = reserve(db)?;
         let (target, progress) = (target.clone(), context.progress);
         let mut backup = Backup { db, calls, slot, running: false, target, progress };
         backup.running = true;
@@ -66,7 +95,7 @@ impl Backup<'_> {
     /// Makes the slot last beyond this session.
     pub fn keep_slot(&mut self) -> Result<()> {
         match &mut self.slot {
-            Slot::None => Ok(()),
+            Slot::None | Slot::Passing => Ok(()),
             Slot::Permanent { keep, .. } => {
                 *keep = true;
                 Ok(())

@@ -1,0 +1,3 @@
+//! Restores backups.
+
+pub mod physical;
