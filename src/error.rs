@@ -1392,11 +1392,10 @@ impl Error {
             ),
             Error::FileExists { path } => {
                 (Refused, format!("{} is there already", path.display()), "--force overwrites it")
-            }
-            // ---- backups: taking one
-            // ---- backups: restoring and verifying
-            // ---- backups: links and the server for them
-            // ---- backups: the schedule
+            } // ---- backups: taking one
+              // ---- backups: restoring and verifying
+              // ---- backups: links and the server for them
+              // ---- backups: the schedule
         };
         let hint = match self {
             Error::File { source, .. } => file_hint(source).to_owned(),
