@@ -1506,6 +1506,10 @@ impl Error {
             ),
             // ---- backups: links and the server for them
             // ---- backups: the schedule
+            } // ---- backups: taking one
+              // ---- backups: restoring and verifying
+              // ---- backups: links and the server for them
+              // ---- backups: the schedule
         };
         let hint = match self {
             Error::File { source, .. } => file_hint(source).to_owned(),
