@@ -1,7 +1,11 @@
 //! Backups of this instance: one checklist per verb.
 
+pub mod auto;
 pub mod capture;
+pub mod check;
 pub mod logical;
+pub mod schedule;
+pub mod url;
 
 use super::Context;
 use crate::backups::manifest::{BackupId, Manifest};
