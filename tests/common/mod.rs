@@ -11,6 +11,7 @@ mod checks;
 mod host;
 mod load;
 mod proxy;
+pub mod shelf;
 mod site;
 mod source;
 
