@@ -5,6 +5,7 @@ mod backup;
 mod credentials;
 mod output;
 mod plan;
+mod serve;
 
 use crate::blurb::Blurb;
 use crate::error::{Error, Result};
@@ -78,6 +79,7 @@ enum Command {
     Wait(WaitArgs),
     BuildVersion(BuildVersionArgs),
     Backup(backup::BackupArgs),
+    Serve(serve::ServeArgs),
     Logs(LogsArgs),
     Ps(activity::PsArgs),
     Locks(activity::LocksArgs),
@@ -499,6 +501,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         }
         Command::BuildVersion(args) => run_build_version(context, args, json),
         Command::Backup(args) => backup::run(context, args, json),
+        Command::Serve(_) => serve::run(context),
         Command::Logs(args) => run_logs(context, &args, json),
         Command::Ps(args) => activity::ps(context, &args, json),
         Command::Locks(_) => activity::locks(context, json),

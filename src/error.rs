@@ -432,6 +432,10 @@ pub enum Error {
     /// The server of a restored cluster did not get through its recovery.
     RestoredDoesNotStart { why: String, log: String },
     // ---- backups: links and the server for them
+    /// The key of links is not one.
+    LinkKey { path: PathBuf },
+    /// `serve` cannot listen there.
+    ServeListen { at: String, why: String, taken: bool },
     // ---- backups: the schedule
 }
 
@@ -1508,7 +1512,20 @@ impl Error {
             // ---- backups: the schedule
             } // ---- backups: taking one
               // ---- backups: restoring and verifying
-              // ---- backups: links and the server for them
+            // ---- backups: links and the server for them
+            Error::LinkKey { path } => (
+                Failed,
+                format!("{} is not a key for links: it is too short", path.display()),
+                "remove it: a new one is made, and the links that were given are good no more",
+            ),
+            Error::ServeListen { at, why, taken } => (
+                Failed,
+                format!("cannot listen on {at}: {why}"),
+                match taken {
+                    true => "another pgmahout serve, or another program, has it; stop that, or set serve_listen",
+                    false => "set serve_listen to an ADDRESS:PORT of this machine, such as 127.0.0.1:5480",
+                },
+            ),
               // ---- backups: the schedule
         };
         let hint = match self {

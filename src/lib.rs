@@ -18,6 +18,7 @@ pub mod settings;
 // floor 3
 pub mod agent;
 pub mod builds;
+pub mod http_server;
 pub mod instance;
 pub mod layout;
 pub mod service;

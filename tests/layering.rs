@@ -20,6 +20,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "sql",
             "agent",
             "builds",
+            "http_server",
         ],
     ),
     (2, &["compress", "process", "durable", "nss", "progress", "settings"]),

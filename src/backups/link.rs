@@ -4,9 +4,7 @@
 use super::manifest::BackupId;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use openssl::hash::MessageDigest;
-use openssl::pkey::PKey;
-use openssl::sign::Signer;
+use sha2::{Digest, Sha256};
 
 /// Bytes of a key.
 pub const KEY_SIZE: usize = 32;
@@ -60,14 +58,22 @@ impl Link {
     }
 }
 
-/// HMAC-SHA256 of the fields, none of which can hold a line's end.
 fn sign(key: &[u8], id: BackupId, name: &str, file: &str, expires: i64) -> Vec<u8> {
-    let text = format!("pgmahout link 1\n{id}\n{name}\n{file}\n{expires}\n");
-    // Without it OpenSSL would set itself up with a clean-up at exit, which a thread that ends just then runs into.
-    openssl::init();
-    let key = PKey::hmac(key).expect("a key of bytes");
-    let mut signer = Signer::new(MessageDigest::sha256(), &key).expect("SHA-256 is there");
-    signer.update(text.as_bytes()).and_then(|()| signer.sign_to_vec()).expect("an HMAC of a text")
+    // None of them can hold a line's end.
+    hmac_sha256(key, format!("pgmahout link 1\n{id}\n{name}\n{file}\n{expires}\n").as_bytes())
+}
+
+/// RFC 2104. Not OpenSSL's: its first use by two threads at once ends a static binary with a segmentation fault.
+fn hmac_sha256(key: &[u8], text: &[u8]) -> Vec<u8> {
+    const BLOCK: usize = 64;
+    let mut padded = [0; BLOCK];
+    match key.len() {
+        0..=BLOCK => padded[..key.len()].copy_from_slice(key),
+        _ => padded[..32].copy_from_slice(&Sha256::digest(key)),
+    }
+    let with = |byte: u8| padded.map(|b| b ^ byte);
+    let inner = Sha256::new().chain_update(with(0x36)).chain_update(text).finalize();
+    Sha256::new().chain_update(with(0x5c)).chain_update(inner).finalize().to_vec()
 }
 
 #[cfg(test)]
@@ -88,6 +94,28 @@ mod tests {
     fn read(text: &str) -> Option<Link> {
         let (path, query) = text.split_once('?').unwrap_or((text, ""));
         parse(&format!("/{path}"), query)
+    }
+
+    /// RFC 4231, cases 1, 2 and 6.
+    #[test]
+    fn the_hmac_is_the_standards() {
+        let hex = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let cases: [(&[u8], &[u8], &str); 3] = [
+            (&[0x0b; 20], b"Hi There", "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"),
+            (
+                b"Jefe",
+                b"what do ya want for nothing?",
+                "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843",
+            ),
+            (
+                &[0xaa; 131],
+                b"Test Using Larger Than Block-Size Key - Hash Key First",
+                "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54",
+            ),
+        ];
+        for (key, text, expected) in cases {
+            assert_eq!(hex(hmac_sha256(key, text)), expected);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use super::manifest::{BackupId, By, Kind};
 use crate::postgres::time::civil;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// How many stay, of each database and kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -165,17 +165,6 @@ fn of_bad(bad: &Backup, group: &[&Backup], now: i64) -> (bool, String) {
     }
 }
 
-/// Backups that are to go and whose going would leave their database and kind without a good one. Empty for every
-/// plan of [`plan`]: whoever removes asks again, with what is in the store then.
-pub fn last_good_ones(backups: &[Backup], removed: &BTreeSet<BackupId>) -> Vec<BackupId> {
-    let same = |a: &Backup, b: &Backup| a.kind == b.kind && a.database == b.database;
-    let stays = |of: &Backup| {
-        backups.iter().any(|other| same(of, other) && !other.bad && !removed.contains(&other.id))
-    };
-    let goes = |backup: &&Backup| removed.contains(&backup.id) && !backup.bad;
-    backups.iter().filter(goes).filter(|backup| !stays(backup)).map(|backup| backup.id).collect()
-}
-
 fn day(at: i64) -> i64 {
     at.div_euclid(86_400)
 }
@@ -203,6 +192,7 @@ fn counted(n: u32, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     /// 2026-11-20 is a Friday.
     const NOW: &str = "11-20 12:00";
@@ -223,6 +213,16 @@ mod tests {
             other => (Kind::Logical, Some(other)),
         };
         Backup { id: id.parse().unwrap(), kind, database: database.map(str::to_owned), at: at(when), bad }
+    }
+
+    /// Backups that are to go and whose going would leave their database and kind without a good one.
+    fn last_good_ones(backups: &[Backup], removed: &BTreeSet<BackupId>) -> Vec<BackupId> {
+        let same = |a: &Backup, b: &Backup| a.kind == b.kind && a.database == b.database;
+        let stays = |of: &Backup| {
+            backups.iter().any(|other| same(of, other) && !other.bad && !removed.contains(&other.id))
+        };
+        let goes = |backup: &&Backup| removed.contains(&backup.id) && !backup.bad;
+        backups.iter().filter(goes).filter(|backup| !stays(backup)).map(|backup| backup.id).collect()
     }
 
     fn decide(backups: &[&str], keep: (u32, u32, u32)) -> Vec<Decision> {

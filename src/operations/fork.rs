@@ -5,7 +5,7 @@
 //! on from there without copying again.
 
 use super::enslave::{self, Followed, there};
-use super::{Context, job, promote, standby};
+use super::{Context, backup, job, promote, standby};
 use crate::blurb::Blurb;
 use crate::durable::{self, Context as _, Lock};
 use crate::error::{Error, Result};
@@ -159,6 +159,13 @@ pub(super) fn untie(db: &mut Db) -> Result<Vec<String>> {
         db.run("ALTER SYSTEM SET synchronous_standby_names = ''")?;
         warnings.push(format!(
             "synchronous_standby_names was {names:?}: commits would have waited; it is empty now"
+        ));
+    }
+    if let Some(plan) = backup::schedule::recorded(db)? {
+        backup::schedule::record(db, None)?;
+        warnings.push(format!(
+            "the schedule of backups ({plan}) is the source's and was not taken along; `pgmahout backup schedule \
+             {plan}` turns it on here"
         ));
     }
     db.rows("SELECT pg_reload_conf()", &[])?;

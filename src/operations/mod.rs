@@ -19,6 +19,7 @@ pub mod logs;
 pub mod plan;
 pub mod primary;
 pub mod promote;
+pub mod serve;
 pub mod standby;
 pub mod wait;
 

@@ -12,6 +12,7 @@ mod host;
 mod load;
 mod proxy;
 mod s3;
+pub mod shelf;
 mod site;
 mod source;
 

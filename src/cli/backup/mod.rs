@@ -1,8 +1,12 @@
 //! Owns `pgmahout backup`: its arguments and answers. Each verb's are in a file of its own.
 
+mod auto;
 mod capture;
 mod download;
 mod restore_physical;
+mod check;
+mod schedule;
+mod url;
 
 use super::output::{answer, say, show, table};
 use crate::backups::manifest::{BackupId, Kind, Manifest};
@@ -59,6 +63,10 @@ enum Verb {
         #[arg(long, short = 'n')]
         dry_run: bool,
     },
+    Url(url::UrlArgs),
+    Schedule(schedule::ScheduleArgs),
+    Auto(auto::AutoArgs),
+    Check(check::CheckArgs),
 }
 
 /// Runs it.
@@ -70,6 +78,10 @@ pub fn run(context: Context, args: BackupArgs, json: bool) -> Result<()> {
             let listed = backup::list(context)?;
             if json { answer(&listed) } else { say(list_text(&listed).trim_end()) }
         }
+        Verb::Url(args) => url::run(context, &args, json)?,
+        Verb::Schedule(args) => schedule::run(context, &args, json)?,
+        Verb::Auto(args) => auto::run(context, &args, json)?,
+        Verb::Check(args) => check::run(context, &args, json)?,
         Verb::Info { id } => show(json, &backup::info(context, id)?, info_text),
         Verb::Download(args) => download::run(context, args, json)?,
         Verb::Delete { ids, dry_run } => {

@@ -1,10 +1,15 @@
 //! Backups of this instance: one checklist per verb.
 
+pub mod auto;
 pub mod capture;
 pub mod download;
 pub mod logical;
 pub mod physical;
 pub mod restore;
+pub mod check;
+pub mod logical;
+pub mod schedule;
+pub mod url;
 
 use super::Context;
 use crate::backups::manifest::{BackupId, Manifest};
