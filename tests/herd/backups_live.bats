@@ -59,7 +59,6 @@ b002 | HEROKU_POSTGRESQL_GOLD_URL/postgres | logical " ]
     url=$(herd pgbackups:url b001)
     (cd "$scene/here" && curl -sSf -o from-link.dump "$url")
     [ "$(sha256sum <"$scene/here/from-link.dump")" = "$sha256  -" ]
-    [ "$(curl -s -o "$BATS_TEST_TMPDIR/forged" -w '%{http_code}' "${url%?}$([[ $url == *0 ]] && echo 1 || echo 0)")" = 403 ]
     [ "$(herd pgbackups:download b001 2>"$BATS_TEST_TMPDIR/steps" | head -n 1)" = "Downloading b001 from HEROKU_POSTGRESQL_AMBER_URL... done" ]
     cmp "$scene/here/b001.dump" "$scene/here/from-link.dump"
     /usr/lib/postgresql/15/bin/pg_restore --list "$scene/here/b001.dump" | grep -q "TABLE DATA public orders"
@@ -131,6 +130,7 @@ b002 | HEROKU_POSTGRESQL_GOLD_URL/postgres | logical " ]
 }
 
 @test "a physical backup becomes a database of its own" {
+    herd pg:wait
     herd pgbackups:capture amber --physical --json >"$BATS_TEST_TMPDIR/physical"
     jq -e '.kind == "physical" and .id == "b003" and .instance == "db.0"' "$BATS_TEST_TMPDIR/physical"
     herd pgbackups:download b003 "$scene/here/b003" >&2
