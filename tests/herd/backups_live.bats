@@ -46,10 +46,9 @@ END
     herd pgbackups:capture gold --json >"$BATS_TEST_TMPDIR/captured"
     jq -se 'length == 1 and (.[0] | .id == "b002" and .instance == "db.1" and .kind == "logical" and .database == "postgres" and .manifest.from_standby)' "$BATS_TEST_TMPDIR/captured"
     herd pgbackups
-    [ "$(herd pgbackups | cut -d '|' -f 1,4,5 | tr -s ' ')" = "ID | Database | Kind
------+-------------------------------------+---------
-b001 | HEROKU_POSTGRESQL_AMBER_URL/postgres | logical 
-b002 | HEROKU_POSTGRESQL_GOLD_URL/postgres | logical " ]
+    [ "$(herd pgbackups | awk -F ' *[|] *' 'NR != 2 { print $1, $4, $5 }')" = "ID Database Kind
+b001 HEROKU_POSTGRESQL_AMBER_URL/postgres logical
+b002 HEROKU_POSTGRESQL_GOLD_URL/postgres logical" ]
     herd pgbackups --json | jq -e '[.backups[] | "\(.id) \(.holders | join(" "))"] == ["b001 db.0", "b002 db.1"] and .errors == []'
     [[ $(herd pgbackups:info b002) == *b002* ]]
 }
@@ -73,8 +72,9 @@ b002 | HEROKU_POSTGRESQL_GOLD_URL/postgres | logical " ]
         [ -z "$out" ]
     }
     unchanged not_confirmed
-    said=$(typed shop pgbackups:restore DATABASE_URL)
-    echo "$said"
+    typed shop pgbackups:restore DATABASE_URL >"$BATS_TEST_TMPDIR/said" || status=$?
+    said=$(<"$BATS_TEST_TMPDIR/said")
+    echo "${status:-0}: $said"
     [[ $said == *"HEROKU_POSTGRESQL_AMBER_URL (DATABASE_URL)  <---restore---  b002 (most recent)"*"HEROKU_POSTGRESQL_GOLD_URL/postgres"*"Restoring... done"* ]]
     [ "$(contents db.0)" = "$before" ]
     eventually writes
@@ -124,6 +124,7 @@ b002 | HEROKU_POSTGRESQL_GOLD_URL/postgres | logical " ]
     herd addons --json | jq -e '.addons[-1] == {addon: "pgbackups:auto-month", instance: "db.1"}'
     status=0
     herd pgbackups:check --json >"$BATS_TEST_TMPDIR/checked" || status=$?
+    cat "$BATS_TEST_TMPDIR/checked"
     jq -se --argjson s "$status" 'length == 1 and (.[0] | .text != "" and .ok == ($s == 0))' "$BATS_TEST_TMPDIR/checked"
     [[ $(herd addons:remove pgbackups --confirm shop) == "Removing pgbackups:auto-month from shop... done"* ]]
     herd addons --json | jq -e 'all(.addons[]; .addon | startswith("pgbackups") | not)'
