@@ -56,3 +56,19 @@ commands_of() {
     [[ $output == *"HEROKU_POSTGRESQL_AQUA_URL follows HEROKU_POSTGRESQL_BLACK_URL now"* ]]
     [[ $output == *"Rotating the password of dotcloud on HEROKU_POSTGRESQL_BLACK_URL... done"* ]]
 }
+
+@test "the backups' commands work as printed" {
+    commands_of "Backups" >"$BATS_TEST_TMPDIR/commands"
+    [ "$(grep -c pgbackups "$BATS_TEST_TMPDIR/commands")" -ge 10 ]
+    cd "$clone"
+    PATH=$clone/scripts:$PATH run bash -e -o pipefail "$BATS_TEST_TMPDIR/commands"
+    echo "$output"
+    [ "$status" -eq 0 ]
+    [[ $output == *"HEROKU_POSTGRESQL_AQUA_URL  ----backup--->  b002"* ]]
+    [[ $output == *$'\nb001 | '*$'\nb002 | '* ]]
+    [[ $output == *"<---restore---  b001"*"Restoring... done"*"  1000"* ]]
+    [[ $output == *"Verifying b001... good"* ]]
+    [[ $output == *$'\n'"pgbackups:auto-month       db.0     every night"* ]]
+    pg_restore --list latest.dump | grep -q "TABLE DATA public orders"
+    pg_restore --list kept.dump | grep -q "TABLE DATA public orders"
+}

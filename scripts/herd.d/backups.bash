@@ -50,6 +50,11 @@ warn_of_silence() {
     done
 }
 
+# What that instance warned of when it was asked last
+warnings_of() {
+    sed -n 's/^warning: //p' "$work/stderr.$1" | while IFS= read -r line; do warn "$(label "$1"): $line"; done
+}
+
 # find_backup [ID|INSTANCE:ID]: its key into $backup, its name into $id, who has it into $holder. Without one the most
 # recent of a database, as at Heroku, that is not known to be bad.
 find_backup() {

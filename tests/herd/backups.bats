@@ -170,7 +170,7 @@ END
     [ "$status" = 1 ]
     [ "$(tail -n 1 "$BROKEN/calls")" = "db.0 backup capture --after 7 -- shop" ]
     rm "$BROKEN/faults/run.db.0.backup.capture"
-    fault run.db.0.config 'echo "[]"; exit'
+    fault run.db.0.backup.schedule 'echo "{}"; exit'
     herd pgbackups:capture --expire
     [ "$status" = 1 ]
     [ "$err" = " !    nothing is removed: HEROKU_POSTGRESQL_AMBER_URL does not say how many backups it keeps" ]
@@ -230,10 +230,11 @@ END
         fault run.db.0.backup.url "echo '$lie'; exit"
         fails 1 "what db.0 answered is not pgmahout's" pgbackups:url b001
     done
-    fault run.db.0.backup.url 'jq -cn "{id: \"b001\", url: \"https://x/y\", encrypted: true}"; exit'
+    # What it warns of does not come between
+    fault run.db.0.backup.url 'echo "warning: what is downloaded is encrypted" >&2; jq -cn "{id: \"b001\", url: \"https://x/y\"}"; exit'
     herd pgbackups:url b001
-    [ "$out" = https://x/y ]
-    [ "$err" = " !    what is there is encrypted: age -d decrypts it" ]
+    [ "$status $out" = "0 https://x/y" ]
+    [ "$err" = " !    HEROKU_POSTGRESQL_AMBER_URL: what is downloaded is encrypted" ]
 }
 
 @test "pgbackups:restore: Heroku's words, and nothing without the app's name" {
@@ -261,7 +262,7 @@ HEROKU_POSTGRESQL_SILVER_URL  <---restore---  b001
                                               58.4 kB
 
  !    WARNING: Destructive Action
-"*'To proceed, type "shop" or re-run this command with --confirm shop'*"Restoring... done"* ]]
+"*'To proceed, type "shop" or re-run this command with --confirm shop'*"Restoring... done, 3 tables, 50000 rows"* ]]
     did "db.2 backup restore --confirm db.2 --from-blurb -- b001 shop"
     # Heroku's defaults: DATABASE_URL, the most recent
     herd pgbackups:restore --confirm shop
@@ -275,7 +276,10 @@ HEROKU_POSTGRESQL_SILVER_URL  <---restore---  b001
     fails 2 "b002 is a physical backup" pgbackups:restore GOLD b002 --database new --confirm shop
     herd pgbackups:restore GOLD b002
     [[ $status == 3 && $err == *"What is in HEROKU_POSTGRESQL_GOLD_URL, with all its databases, will be replaced by b002."* ]]
+    fault run.db.1.backup.restore 'echo "{\"instance\": \"db.1\", \"kept\": \"/home/dotcloud/data.old\"}"; exit'
     herd pgbackups:restore GOLD b002 --confirm shop
+    [ "$(tail -n 2 <<<"$out")" = "Restoring... done
+What it had is kept in /home/dotcloud/data.old" ]
     [ "$(tail -n 1 "$BROKEN/calls")" = "db.1 backup restore --confirm db.1 --from-blurb -- b002" ]
 }
 
@@ -407,6 +411,10 @@ b002.tar.gz: 58.4 kB" ]
 @test "pgbackups as an add-on: a schedule, and its end" {
     fails 2 "which plan?" addons:add pgbackups
     fails 2 "which plan?" addons:add pgbackups:hourly
+    fault run.db.0.backup.schedule 'jq -cn "{instance: \"db.0\", plan: \"auto-week\", install: {cron: \"x\"}}"; exit'
+    herd addons:add pgbackups:auto-week
+    [[ $status == 0 && $err == " !    but nothing on db.0 runs that yet: "* ]]
+    all_is_well
     fails 2 "pgbackups has no options" addons:add pgbackups:auto-month --follow AMBER
     fails 1 "HEROKU_POSTGRESQL_AMBER_URL has no nightly backups" addons:remove pgbackups
     did

@@ -159,5 +159,8 @@ schedule_backups() {
     }
     done_with
     say "$(label "$instance") is backed up every night; \`herd pgbackups\` shows the backups"
+    # Where there is no recipe
+    [[ $(jq '.install // null | type' <<<"$report") != '"object"' ]] ||
+        warn "but nothing on $instance runs that yet: pgmahout backup schedule there, and on its followers, shows what to install"
     [[ -z $json ]] || jq -c --arg i "$instance" '{addon: "pgbackups:\(.plan)", instance: $i}' <<<"$report"
 }

@@ -9,7 +9,7 @@
 #   --physical        the whole cluster, with the WAL that it needs to start
 #   --database NAME   another database of that server
 #   -e, --expire      then remove the oldest backups of it by hand, until there are
-#                     as many as its setting backup_keep_manual says
+#                     as many as its schedule keeps (10)
 #
 # Examples:
 #   herd pgbackups:capture
@@ -71,7 +71,7 @@ command_pgbackups_capture() {
 # Of the same database, by hand, before this one
 expire_oldest() {
     local keep holder id failed=0
-    keep=$(ask "$target" config | jq -er '.[] | select(.name == "backup_keep_manual") | .value | tonumber | select(. >= 1)') || {
+    keep=$(ask "$target" backup schedule | jq -er '.keep.manual | select(type == "number" and . >= 1)') || {
         warn "nothing is removed: $(label "$target") does not say how many backups it keeps"
         return 1
     }

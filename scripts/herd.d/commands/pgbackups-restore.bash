@@ -75,7 +75,8 @@ command_pgbackups_restore() {
         say "Restoring... failed"
         die_of "$target"
     }
-    say "Restoring... done"
+    say "Restoring... done$(jq -r 'if (.tables | type) == "number" then ", \(.tables) tables, \(.rows) rows" else "" end' <<<"$report")"
+    say "$(jq -r '.kept // empty | "What it had is kept in \(.)"' <<<"$report" | plain)" | sed '/^$/d'
     [[ -z $json ]] || printf '%s\n' "$report"
 }
 

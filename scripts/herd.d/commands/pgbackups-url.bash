@@ -38,7 +38,8 @@ command_pgbackups_url() {
         printf '%s\n' "$report"
         return
     fi
-    [[ $(jq .encrypted <<<"$report") != true ]] || warn "what is there is encrypted: age -d decrypts it"
+    # Such as: it is encrypted
+    warnings_of "$holder"
     url=$(jq -r .url <<<"$report")
     # As Heroku did: quoted for whoever copies it from a terminal
     if [[ -t 1 ]]; then printf '"%s"\n' "$url"; else printf '%s\n' "$url"; fi

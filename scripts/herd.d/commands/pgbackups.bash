@@ -31,7 +31,7 @@ command_pgbackups() {
         warn_of_silence
         # Such as: the bytes of one are gone
         for name in $(about '.databases[].name'); do
-            sed -n "s/^warning: //p" "$work/stderr.$name" | while IFS= read -r line; do warn "$(label "$name"): $line"; done
+            warnings_of "$name"
         done
     fi
     ((${#silent[@]} == 0)) || exit 4
