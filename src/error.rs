@@ -1404,7 +1404,7 @@ impl Error {
                     "the restored cluster does not come up: {why}
 {log}"
                 ),
-                "the cluster that was here is untouched",
+                "what was here before is untouched where it was to be kept",
             ),
             // ---- backups: links and the server for them
             // ---- backups: the schedule

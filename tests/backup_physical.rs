@@ -572,6 +572,18 @@ fn data_that_is_here_is_lost_on_purpose_only_and_another_version_never_comes() {
     assert!(kept.join("PG_VERSION").exists());
     assert_eq!(empty.one("SELECT to_regclass('mine') IS NULL"), "t");
 
+    // A cluster that is past reading is replaced in the same way.
+    empty.exec("CREATE TABLE mine AS SELECT 1 AS n");
+    empty.stop();
+    std::fs::remove_file(empty.data.join("global/pg_control")).unwrap();
+    let damaged = format!(
+        "db.1 holds a cluster that cannot be judged (the cluster in {} has no global/pg_control: it is damaged)",
+        empty.data.display()
+    );
+    refused(&[]).fails(3, &damaged, hint);
+    restore(&empty, "b001", &["--confirm", "db.1"]);
+    independent(&empty, 2);
+
     let at = empty.site.directory.join("store").display().to_string();
     let other = empty.site.host("db.2").pg(Pg::embedded("16")).yml("store", &at).without_data().build();
     other.agent(&["backup", "restore-physical", "b001"]).run().fails(

@@ -475,13 +475,12 @@ fn hot<W: Write>(context: Context, archive: &mut Archive<W>) -> Result<Written> 
     archive.cluster(&cluster, &|| Ok(()))?;
     // Before the end: what it calls the end of recovery must not lie behind the WAL that is brought along.
     let (control_bytes, control) = read_control(&data)?;
+    // Before 9.6 it is a file of the source, until the end.
+    let in_files = fs::read_to_string(data.join("backup_label")).ok();
     progress.step("backup ends");
     let (label, stop) = backup.stop()?;
     let stop: Lsn = stop.unwrap_or_default().parse()?;
-    let text = match &label {
-        Some(text) => text.clone(),
-        None => fs::read_to_string(data.join("backup_label.old")).unwrap_or_default(),
-    };
+    let text = label.clone().or(in_files).unwrap_or_default();
     let begun = BackupLabel::parse(&text)?;
     let history = match from_standby {
         true => wait_for_wal(context, &mut asked, stop)?,
