@@ -420,6 +420,8 @@ pub enum Error {
     ClusterBusy { path: PathBuf, pid: i32 },
     /// A server that was down was started while it was copied.
     StartedMeanwhile { instance: String },
+    /// A disk so full that a backup of the running server cannot begin.
+    NoRoomForBackup { why: String },
     /// A base backup of a standby before 9.6.
     StandbyBackup { version: String },
     // ---- backups: restoring and verifying
@@ -1480,6 +1482,11 @@ impl Error {
                 format!("the server of {instance} was started while its files were copied"),
                 "take the backup again: it is taken from the running server then",
             ),
+            Error::NoRoomForBackup { why } => (
+                Failed,
+                format!("the server cannot begin a backup on its full disk: {why}"),
+                "stop it, and take the backup again: its files are copied as they lie then, and nothing is written",
+            ),
             Error::StandbyBackup { version } => (
                 Failed,
                 format!("PostgreSQL {version} cannot back up a standby while it runs"),
@@ -1506,7 +1513,7 @@ impl Error {
                     "the restored cluster does not come up: {why}
 {log}"
                 ),
-                "the cluster that was here is untouched",
+                "what was here before is untouched where it was to be kept",
             ),
             // ---- backups: links and the server for them
             // ---- backups: the schedule

@@ -387,6 +387,8 @@ fn an_instance_that_is_down_to_its_last_block_is_backed_up_hot_and_cold() {
         source.exec("SELECT pg_switch_wal()");
     }
     source.exec("CHECKPOINT");
+    // A session without its caches writes them, and fails where it cannot.
+    drop((source.sql(), source.sql_in("template1")));
     fill(&disk);
     let report = source.agent(&["--json", "backup", "capture", "--physical"]).run();
     let report = report.says("no slot keeps the WAL meanwhile").json();
@@ -420,6 +422,27 @@ fn an_instance_that_is_down_to_its_last_block_is_backed_up_hot_and_cold() {
     );
 }
 
+#[test]
+fn a_server_that_a_backup_would_bring_down_is_not_touched() {
+    let site = Site::new();
+    let at = store(&site).display().to_string();
+    let disk = SmallDisk::mount(&site, "disk", 120);
+    let source =
+        site.host("db.0").pg(Pg::embedded("15")).yml("store", &at).data(&disk.path.join("data")).build();
+    source.exec("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
+    drop((source.sql(), source.sql_in("template1")));
+    fill(&disk);
+    source.agent(&["backup", "capture", "--physical"]).run().fails(
+        1,
+        &format!(
+            "the server cannot begin a backup on its full disk: no room for a WAL segment in {}",
+            source.data.join("pg_wal").display()
+        ),
+        "stop it, and take the backup again: its files are copied as they lie then, and nothing is written",
+    );
+    assert_eq!(source.one("SELECT sum(n) FROM t"), "500500");
+}
+
 // --- damage ------------------------------------------------------------------------------------------
 
 #[test]
@@ -443,7 +466,9 @@ fn a_flipped_bit_in_a_page_is_found_and_named() {
             let report = output.says("1 page of this cluster is damaged").json();
             let damaged = &report["manifest"]["physical"]["damaged_pages"];
             assert_eq!(damaged, &serde_json::json!([format!("{path}: 3")]), "{report}");
-            source.stop();
+            if source.is_running() {
+                source.stop();
+            }
         }
         restore(&empty, "b001", &[]);
         assert_eq!(empty.one("SELECT sum(n) FROM other"), "500500");
@@ -546,6 +571,18 @@ fn data_that_is_here_is_lost_on_purpose_only_and_another_version_never_comes() {
     let kept = PathBuf::from(done["kept"].as_str().unwrap());
     assert!(kept.join("PG_VERSION").exists());
     assert_eq!(empty.one("SELECT to_regclass('mine') IS NULL"), "t");
+
+    // A cluster that is past reading is replaced in the same way.
+    empty.exec("CREATE TABLE mine AS SELECT 1 AS n");
+    empty.stop();
+    std::fs::remove_file(empty.data.join("global/pg_control")).unwrap();
+    let damaged = format!(
+        "db.1 holds a cluster that cannot be judged (the cluster in {} has no global/pg_control: it is damaged)",
+        empty.data.display()
+    );
+    refused(&[]).fails(3, &damaged, hint);
+    restore(&empty, "b001", &["--confirm", "db.1"]);
+    independent(&empty, 2);
 
     let at = empty.site.directory.join("store").display().to_string();
     let other = empty.site.host("db.2").pg(Pg::embedded("16")).yml("store", &at).without_data().build();

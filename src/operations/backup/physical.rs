@@ -15,7 +15,7 @@ use super::super::{Context, standby};
 use super::capture::{Options, Subject, Written};
 use crate::backups::manifest::{Needs, Physical, Table};
 use crate::compress::{self, Compression};
-use crate::durable::Context as _;
+use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::postgres::backup::BackupLabel;
@@ -24,7 +24,7 @@ use crate::postgres::files::{RelationFile, parse_relation_file};
 use crate::postgres::page::{self, PAGE, PAGES_PER_SEGMENT};
 use crate::postgres::recovery::last_setting;
 use crate::postgres::version::PgVersion;
-use crate::postgres::wal::{History, Lsn, Timeline, history_file_name, segment_name};
+use crate::postgres::wal::{History, Lsn, Timeline, history_file_name, parse_segment_name, segment_name};
 use crate::process;
 use crate::sql::{Db, Target};
 use crate::transfer::walk::{self, Found, Walk};
@@ -453,11 +453,13 @@ fn pages_of(control: &ControlFile, start: Lsn) -> Option<Pages> {
 fn hot<W: Write>(context: Context, archive: &mut Archive<W>) -> Result<Written> {
     let (instance, progress) = (context.instance, context.progress);
     let data = instance.data_directory()?;
-    let target = Target::local(instance)?;
-    let mut asked = Db::connect(&target)?;
+    let (mut asked, target) = connect(instance)?;
     let version = asked.version;
     let from_standby = asked.in_recovery()?;
-    let tables = tables(&mut asked, &target)?;
+    if !from_standby {
+        check_room_for_wal(&mut asked, &data)?;
+    }
+    let tables = tables(context, &mut asked, &target)?;
     let needs = needs(&mut asked)?;
     let mut db = Db::connect(&target)?;
     if from_standby && !version.has_nonexclusive_backup() {
@@ -473,13 +475,12 @@ fn hot<W: Write>(context: Context, archive: &mut Archive<W>) -> Result<Written> 
     archive.cluster(&cluster, &|| Ok(()))?;
     // Before the end: what it calls the end of recovery must not lie behind the WAL that is brought along.
     let (control_bytes, control) = read_control(&data)?;
+    // Before 9.6 it is a file of the source, until the end.
+    let in_files = fs::read_to_string(data.join("backup_label")).ok();
     progress.step("backup ends");
     let (label, stop) = backup.stop()?;
     let stop: Lsn = stop.unwrap_or_default().parse()?;
-    let text = match &label {
-        Some(text) => text.clone(),
-        None => fs::read_to_string(data.join("backup_label.old")).unwrap_or_default(),
-    };
+    let text = label.clone().or(in_files).unwrap_or_default();
     let begun = BackupLabel::parse(&text)?;
     let history = match from_standby {
         true => wait_for_wal(context, &mut asked, stop)?,
@@ -518,6 +519,39 @@ fn hot<W: Write>(context: Context, archive: &mut Archive<W>) -> Result<Written> 
     })
 }
 
+/// On a full disk a session may fail for want of a cache that it writes, in one database and not in another.
+fn connect(instance: &Instance) -> Result<(Db, Target)> {
+    let target = Target::local(instance)?;
+    match Db::connect(&target) {
+        Ok(db) => Ok((db, target)),
+        Err(Error::SqlRefused { why, .. }) if why.contains("init file") || why.contains("No space left") => {
+            let other = target.database("template1");
+            Db::connect(&other).map(|db| (db, other)).map_err(|_| Error::NoRoomForBackup { why })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A backup begins and ends by going on to another WAL segment. A server that has none left and no room for one
+/// would go down with it (PANIC): it is not touched.
+fn check_room_for_wal(db: &mut Db, data: &Path) -> Result<()> {
+    let version = db.version;
+    let wal = data.join(version.wal_directory());
+    let size = read_control(data)?.1.wal_segment_size;
+    let sql = format!("SELECT {}({})", version.sql_walfile_name(), version.sql_current_wal_lsn());
+    let current: String = db.value(&sql, &[])?;
+    let begin = |name: &str| parse_segment_name(name, size).map(|(_, begin)| begin);
+    let names = fs::read_dir(&wal).on("list", &wal)?.flatten();
+    let ready = names.filter(|entry| begin(&entry.file_name().to_string_lossy()) > begin(&current)).count();
+    let room = durable::available_space(&wal)? / u64::from(size);
+    if ready as u64 + room < 2 {
+        return Err(Error::NoRoomForBackup {
+            why: format!("no room for a WAL segment in {}", wal.display()),
+        });
+    }
+    Ok(())
+}
+
 /// The history of a timeline from its file.
 fn read_history(data: &Path, version: PgVersion, timeline: Timeline) -> Result<History> {
     if timeline == Timeline(1) {
@@ -540,19 +574,24 @@ fn wait_for_wal(context: Context, db: &mut Db, stop: Lsn) -> Result<History> {
 }
 
 /// Tables and their estimates in every database that lets in.
-fn tables(db: &mut Db, target: &Target) -> Result<Vec<Table>> {
+fn tables(context: Context, db: &mut Db, target: &Target) -> Result<Vec<Table>> {
     let sql = "SELECT datname::text FROM pg_database WHERE datallowconn ORDER BY 1";
     let names: Vec<String> = db.rows(sql, &[])?.iter().map(|row| row.get(0)).collect();
     let mut tables = Vec::new();
     for name in names {
         process::check_interrupt()?;
-        let rows = Db::connect(&target.database(&name))?.rows(
-            "SELECT nspname::text, relname::text, reltuples::float8::bigint FROM pg_class c \
-             JOIN pg_namespace n ON n.oid = relnamespace \
-             WHERE relkind IN ('r', 'm') AND relpersistence = 'p' \
-             AND nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') ORDER BY 1, 2",
-            &[],
-        )?;
+        let sql = "SELECT nspname::text, relname::text, reltuples::float8::bigint FROM pg_class c \
+                   JOIN pg_namespace n ON n.oid = relnamespace \
+                   WHERE relkind IN ('r', 'm') AND relpersistence = 'p' \
+                   AND nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') ORDER BY 1, 2";
+        // The backup has it all the same.
+        let rows = match Db::connect(&target.database(&name)).and_then(|mut db| db.rows(sql, &[])) {
+            Ok(rows) => rows,
+            Err(error) => {
+                context.progress.warn(format!("the manifest does not name the tables of {name}: {error}"));
+                continue;
+            }
+        };
         tables.extend(rows.iter().map(|row| Table {
             database: Some(name.clone()),
             schema: row.get(0),
@@ -687,8 +726,7 @@ fn last_segment(data: &Path, version: PgVersion, size: u32) -> Result<Lsn> {
     let wal = data.join(version.wal_directory());
     let names = fs::read_dir(&wal).on("list", &wal)?.flatten();
     let ends = names.filter_map(|entry| {
-        let (_, begin) =
-            crate::postgres::wal::parse_segment_name(&entry.file_name().to_string_lossy(), size)?;
+        let (_, begin) = parse_segment_name(&entry.file_name().to_string_lossy(), size)?;
         Some(Lsn(begin.0 + u64::from(size)))
     });
     Ok(ends.max().unwrap_or(Lsn::ZERO))

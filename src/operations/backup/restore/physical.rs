@@ -23,6 +23,7 @@ use crate::postgres::wal::{Timeline, parse_segment_name};
 use crate::process;
 use crate::progress::{Progress, bytes_text};
 use crate::service;
+use crate::source_build::tree;
 use crate::sql::{Db, Target, identifier};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -30,7 +31,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Component, Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -504,13 +505,22 @@ fn plan(context: Context, data: &Path) -> Result<Plan> {
     if data.join(MARKER).exists() {
         return Ok(plan("what is here is a copy that was not completed", Fate::Removed, None));
     }
-    let Some(mut cluster) = here::look(context)? else {
-        return Ok(plan("there is no cluster here", Fate::None, None));
+    // A backup is there for the day on which nothing here can be read any more.
+    let unreadable = |error: Error| format!("a cluster that cannot be judged ({error})");
+    let holds = match here::look(context) {
+        Ok(None) => return Ok(plan("there is no cluster here", Fate::None, None)),
+        Err(error @ (Error::NotADataDirectory { .. } | Error::Interrupted)) => return Err(error),
+        Err(error) => unreadable(error),
+        Ok(Some(mut cluster)) => match cluster.has_user_data() {
+            Ok(false) => {
+                return Ok(plan("nobody has created anything in the cluster here", Fate::Removed, None));
+            }
+            Ok(true) => {
+                format!("a cluster with data of its own (system identifier {})", cluster.control.system_id)
+            }
+            Err(error) => unreadable(error),
+        },
     };
-    if !cluster.has_user_data()? {
-        return Ok(plan("nobody has created anything in the cluster here", Fate::Removed, None));
-    }
-    let holds = format!("a cluster with data of its own (system identifier {})", cluster.control.system_id);
     Ok(plan("the cluster here is moved aside", Fate::KeptAside, Some(holds)))
 }
 
@@ -706,12 +716,13 @@ impl Drop for Hidden {
 
 impl Hidden {
     fn start(instance: &Instance, root: &Path, extracted: &Extracted) -> Result<Hidden> {
-        let temporary = std::env::temp_dir();
-        let directory = tempfile::Builder::new()
-            .prefix("pgmahout-")
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir_in(&temporary)
-            .on("create a directory in", &temporary)?;
+        // A socket's path must be short, and what a killed run left is found by its name.
+        let state = &instance.state_directory;
+        let metadata = fs::metadata(state).on("look at", state)?;
+        let prefix = format!("pgmahout-{:x}-{:x}.", metadata.dev(), metadata.ino());
+        let directory = tree::scratch(&std::env::temp_dir(), &prefix)?;
+        let path = directory.path();
+        fs::set_permissions(path, Permissions::from_mode(0o700)).on("set the mode of", path)?;
         let hba = directory.path().join("pg_hba.conf");
         // Who reaches the socket is this account.
         durable::write(&hba, b"local all all trust\n", 0o600)?;
