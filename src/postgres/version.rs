@@ -57,6 +57,33 @@ impl PgVersion {
         self.0 >= num
     }
 
+    // ---- databases and their checks
+
+    /// `SET transaction_timeout`, which pg_restore of that version sends whatever the server is.
+    pub const fn has_transaction_timeout(self) -> bool {
+        self.since(170_000)
+    }
+
+    /// `CREATE DATABASE … LOCALE_PROVIDER`.
+    pub const fn has_locale_provider(self) -> bool {
+        self.since(150_000)
+    }
+
+    /// `pg_database.datlocale`, which was `daticulocale`.
+    pub const fn has_datlocale(self) -> bool {
+        self.since(170_000)
+    }
+
+    /// amcheck's `verify_heapam`, and the program pg_amcheck.
+    pub const fn has_verify_heapam(self) -> bool {
+        self.since(140_000)
+    }
+
+    /// `bt_index_check(index, heapallindexed)`.
+    pub const fn has_heapallindexed(self) -> bool {
+        self.since(110_000)
+    }
+
     // ---- building from source (the manual, "Installation from Source Code", and each release's configure)
 
     /// `configure --with-icu` (10).

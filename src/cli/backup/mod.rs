@@ -1,6 +1,7 @@
 //! Owns `pgmahout backup`: its arguments and answers. Each verb's are in a file of its own.
 
 mod capture;
+mod restore;
 
 use super::output::{answer, say, show, table};
 use crate::backups::manifest::{BackupId, Kind, Manifest};
@@ -33,6 +34,7 @@ pub struct BackupArgs {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Capture(capture::CaptureArgs),
+    Restore(restore::RestoreArgs),
     /// Show all backups
     #[command(
         after_help = "Examples:\n  pgmahout backup list\n  pgmahout --json backup list | jq -r '.[-1].id'"
@@ -60,6 +62,7 @@ enum Verb {
 pub fn run(context: Context, args: BackupArgs, json: bool) -> Result<()> {
     match args.verb {
         Verb::Capture(args) => capture::run(context, &args, json)?,
+        Verb::Restore(args) => restore::run(context, args, json)?,
         Verb::List => {
             let listed = backup::list(context)?;
             if json { answer(&listed) } else { say(list_text(&listed).trim_end()) }

@@ -20,16 +20,22 @@ pub fn command(context: Context, database: &str, arguments: &[OsString]) -> Resu
     let instance = context.instance;
     let target = target(context)?.database(database);
     let mut command = Command::new(program(instance)?);
+    lead(&mut command, instance, &target)?;
+    command.args(arguments);
+    Ok(command)
+}
+
+/// Leads a program that uses libpq to a server, by its environment and a file with the password.
+pub fn lead(command: &mut Command, instance: &Instance, target: &Target) -> Result<()> {
     for name in MISLEADING {
         command.env_remove(name);
     }
     command.env("PGHOST", &target.host).env("PGPORT", target.port.to_string());
     command.env("PGUSER", &target.user).env("PGDATABASE", &target.database);
-    if let Some(passfile) = write_passfile(instance, &target)? {
+    if let Some(passfile) = write_passfile(instance, target)? {
         command.env("PGPASSFILE", passfile);
     }
-    command.args(arguments);
-    Ok(command)
+    Ok(())
 }
 
 fn program(instance: &Instance) -> Result<PathBuf> {

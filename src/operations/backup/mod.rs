@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod logical;
+pub mod restore;
 
 use super::Context;
 use crate::backups::manifest::{BackupId, Manifest};
