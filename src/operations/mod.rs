@@ -7,6 +7,7 @@ use crate::progress::Progress;
 pub mod activity;
 pub mod backup;
 pub mod build_version;
+mod client;
 pub mod credentials;
 pub mod enslave;
 pub mod fence;

@@ -1,15 +1,15 @@
 //! Fills a database from an archive of pg_dump by pg_restore, and compares it with what the manifest says. Both
 //! for a restore and for a verification.
 
-use super::super::super::Context;
-use super::super::super::activity::psql;
+use super::super::super::{Context, client};
 use super::tools::Tool;
 use crate::backups::manifest::Manifest;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::process;
 use crate::sql::{Db, Target, identifier};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -49,7 +49,8 @@ impl Filling<'_> {
     /// [`Error::RestoreFailed`] with the first error that it named.
     pub fn run(&self, context: Context, server: &Db) -> Result<()> {
         let mut command = Command::new(&self.tool.path);
-        psql::lead(&mut command, context.instance, self.target)?;
+        client::point(&mut command, self.target);
+        let _passfile = Passfile::write(context, self.target, &mut command)?;
         // Its messages are read here. What a crash of the server would lose is made anew anyway.
         command.env("LC_ALL", "C").env("PGOPTIONS", "-c lc_messages=C -c synchronous_commit=off");
         command.env("PGAPPNAME", "pgmahout restore");
@@ -92,6 +93,31 @@ impl Filling<'_> {
     fn failed(&self, status: &str, said: &Said) -> Error {
         let text = said.error().or_else(|| said.last.clone()).unwrap_or_else(|| "it said nothing".into());
         Error::RestoreFailed { program: "pg_restore".into(), status: status.into(), said: text }
+    }
+}
+
+/// A passfile for the time that a program runs. What a kill leaves is readable for its owner only, and is written
+/// anew and removed by the next run.
+pub struct Passfile(Option<PathBuf>);
+
+impl Passfile {
+    /// Writes it, and tells `command` of it.
+    pub fn write(context: Context, target: &Target, command: &mut Command) -> Result<Passfile> {
+        let Some(text) = client::passfile(target) else { return Ok(Passfile(None)) };
+        let directory = &context.instance.state_directory;
+        durable::create_private_directory(directory)?;
+        let path = directory.join("restore.pgpass");
+        durable::write(&path, text.as_bytes(), 0o600)?;
+        command.env("PGPASSFILE", &path);
+        Ok(Passfile(Some(path)))
+    }
+}
+
+impl Drop for Passfile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
