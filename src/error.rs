@@ -399,6 +399,10 @@ pub enum Error {
     RestoreFailed { program: String, status: String, said: String },
     /// What was restored is not what the manifest says.
     RestoredDiffers { what: Vec<String> },
+    /// amcheck found something.
+    StructureDamaged { database: String, said: String },
+    /// A verification found that a backup is bad.
+    NotVerified { id: String, why: String },
     /// The new database could not take the old one's place.
     NotSwapped { database: String, why: String },
     /// Not a backup.
@@ -1369,6 +1373,14 @@ impl Error {
                 Failed,
                 format!("what was restored is not what the manifest says: {}", what.join("; ")),
                 "use another backup; pgmahout backup list shows them",
+            ),
+            Error::StructureDamaged { database, said } => {
+                (Failed, format!("the structure of {database} is damaged: {}", printable(said)), "")
+            }
+            Error::NotVerified { id, why } => (
+                Failed,
+                format!("the backup {id} is not good: {why}"),
+                "take another one now: pgmahout backup capture; and look at the disk that it lies on",
             ),
             Error::NotSwapped { database, why } => (
                 Failed,

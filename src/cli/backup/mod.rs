@@ -2,6 +2,7 @@
 
 mod capture;
 mod restore;
+mod verify;
 
 use super::output::{answer, say, show, table};
 use crate::backups::manifest::{BackupId, Kind, Manifest};
@@ -35,6 +36,7 @@ pub struct BackupArgs {
 enum Verb {
     Capture(capture::CaptureArgs),
     Restore(restore::RestoreArgs),
+    Verify(verify::VerifyArgs),
     /// Show all backups
     #[command(
         after_help = "Examples:\n  pgmahout backup list\n  pgmahout --json backup list | jq -r '.[-1].id'"
@@ -63,6 +65,7 @@ pub fn run(context: Context, args: BackupArgs, json: bool) -> Result<()> {
     match args.verb {
         Verb::Capture(args) => capture::run(context, &args, json)?,
         Verb::Restore(args) => restore::run(context, args, json)?,
+        Verb::Verify(args) => verify::run(context, args, json)?,
         Verb::List => {
             let listed = backup::list(context)?;
             if json { answer(&listed) } else { say(list_text(&listed).trim_end()) }

@@ -3,6 +3,8 @@
 pub mod capture;
 pub mod logical;
 pub mod restore;
+mod scratch;
+pub mod verify;
 
 use super::Context;
 use crate::backups::manifest::{BackupId, Manifest};

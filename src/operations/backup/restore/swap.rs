@@ -280,6 +280,11 @@ fn unique() -> String {
 }
 
 impl New {
+    /// It stays where and as it is.
+    pub fn leave(mut self) {
+        self.in_place = true;
+    }
+
     /// A superuser for the time of a restore without owners: all that it makes can be given to `owner` in one
     /// statement afterwards, which is refused for what belongs to the first superuser.
     pub fn with_role(&mut self, db: &mut Db) -> Result<String> {
