@@ -143,7 +143,7 @@ fn a_newer_pg_restore_restores_to_an_older_server() {
         let mut about = manifest(&host, "shop", &bytes);
         about.tool_version = Some("18.6".into());
         let id = put(&host, &bytes, about).to_string();
-        host.exec("DROP DATABASE shop");
+        drop_database(&host, "shop");
         restore(&host, &[&id]).fails(
             1,
             "no pg_restore of version 18 or later is here (the newest is 15.18)".replace("15.18", &newest()).as_str(),
@@ -195,7 +195,8 @@ fn what_cannot_be_is_refused_before_anything_is_touched() {
     fill(&host, "shop");
     adorn(&host, "shop");
     let id = backup(&host, "shop");
-    let before = snapshot(&host);
+    let (before, were) = (contents(&host, "shop"), properties(&host, "shop"));
+    let databases = host.column("postgres", "SELECT datname FROM pg_database ORDER BY 1");
     for confirm in [&["--confirm", "db.1"][..], &[]] {
         let arguments = [&[id.as_str()], confirm].concat();
         let output = restore(&host, &arguments);
@@ -233,7 +234,8 @@ fn what_cannot_be_is_refused_before_anything_is_touched() {
     for id in [&extension, &large] {
         host.agent(&["backup", "delete", id]).run().ok();
     }
-    before.assert_unchanged(&host);
+    assert_eq!((contents(&host, "shop"), properties(&host, "shop")), (before, were));
+    assert_eq!(host.column("postgres", "SELECT datname FROM pg_database ORDER BY 1"), databases);
     no_leftovers(&host);
 
     host.exec_in("shop", "BEGIN; INSERT INTO empty DEFAULT VALUES; PREPARE TRANSACTION 'half'");
@@ -255,7 +257,7 @@ fn without_its_roles_all_belongs_to_the_databases_owner() {
     host.exec_in("shop", "DROP POLICY own ON orders");
     let id = backup(&host, "shop");
     let rows = contents(&host, "shop").into_iter().filter(|line| line.contains(": ")).collect::<Vec<_>>();
-    host.exec("DROP DATABASE shop; ");
+    drop_database(&host, "shop");
     host.exec("DROP ROLE clerk, \"the \"\"Reader\"\"\"; CREATE ROLE owner; ");
     restore(&host, &[&id]).fails(
         1,

@@ -383,8 +383,9 @@ fn is_in_place(target: &Target, database: &str, old_oid: u32) -> bool {
 fn end_sessions(db: &mut Db, oid: u32, done: &AtomicBool) -> usize {
     let mut ended = std::collections::BTreeSet::new();
     while !done.load(Ordering::SeqCst) {
-        let sql = "SELECT pid, backend_type = 'client backend' FROM pg_stat_activity \
-                   WHERE datid = $1 AND pid <> pg_backend_pid() AND pg_terminate_backend(pid)";
+        // In the list, not in a condition: the planner may ask conditions in any order, and this one ends sessions.
+        let sql = "SELECT pid, backend_type = 'client backend', pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE datid = $1 AND pid <> pg_backend_pid()";
         for row in db.rows(sql, &[&oid]).unwrap_or_default() {
             if row.get::<_, Option<bool>>(1).unwrap_or(false) {
                 ended.insert(row.get::<_, i32>(0));
