@@ -7,9 +7,11 @@ mod output;
 mod plan;
 mod serve;
 
+use crate::backups::manifest::BackupId;
 use crate::blurb::Blurb;
 use crate::error::{Error, Result};
 use crate::instance::{Instance, parse_mapping};
+use crate::operations::backup::restore;
 use crate::operations::build_version::{self, Origin, share};
 use crate::operations::enslave::plan::{Action, Fate, Wanted};
 use crate::operations::{Context, enslave, fence, forget, fork, info, job, logs, promote, wait};
@@ -123,6 +125,12 @@ enum Command {
     GiveBuild {
         /// Another version than the one in use
         version: Option<String>,
+    },
+    /// Hand out a backup: started over SSH by `backup restore --from-blurb`
+    #[command(hide = true)]
+    GiveBackup {
+        /// Its name
+        id: BackupId,
     },
     /// Stop this primary for its successor: started over SSH by `promote --fence`
     #[command(hide = true)]
@@ -438,7 +446,7 @@ pub fn run() -> u8 {
     process::catch_interrupts();
     let json = cli.common.json;
     // Its stdout is an archive by then.
-    let is_giver = matches!(cli.command, Command::GiveBuild { .. });
+    let is_giver = matches!(cli.command, Command::GiveBuild { .. } | Command::GiveBackup { .. });
     match dispatch(cli) {
         Ok(()) => 0,
         Err(error) if is_giver => {
@@ -521,6 +529,7 @@ fn dispatch(cli: Cli) -> Result<()> {
             Ok(())
         }
         Command::GiveBuild { version } => share::give(context, version.as_deref(), std::io::stdout().lock()),
+        Command::GiveBackup { id } => restore::source::give(context, id, std::io::stdout().lock()),
         Command::Info => {
             let report = info::run(context)?;
             show(json, &report, info_text);

@@ -433,12 +433,41 @@ pub enum Error {
     BackupOtherVersion { theirs: String, ours: String },
     /// The server of a restored cluster did not get through its recovery.
     RestoredDoesNotStart { why: String, log: String },
+    /// No program of PostgreSQL that is new enough for a backup.
+    BackupTool { program: &'static str, wanted: String, found: Option<String> },
+    /// A database would be replaced.
+    ReplacesDatabase { instance: String, database: String, holds: String },
+    /// Nobody said into which database.
+    RestoreWhere { source_name: String },
+    /// A template is no place for a backup.
+    RestoreTemplate { database: String },
+    /// Roles that a backup needs are missing.
+    RestoreRoles { roles: Vec<String>, instance: String },
+    /// Extensions that a backup needs cannot be had on this server.
+    RestoreExtensions { extensions: Vec<String>, instance: String },
+    /// The old database has what ties it down.
+    DatabaseTied { database: String, by: Vec<String> },
+    /// pg_restore failed.
+    RestoreFailed { program: String, status: String, said: String },
+    /// What was restored is not what the manifest says.
+    RestoredDiffers { what: Vec<String> },
+    /// amcheck found something.
+    StructureDamaged { database: String, said: String },
+    /// A verification found that a backup is bad.
+    NotVerified { id: String, why: String },
+    /// The new database could not take the old one's place.
+    NotSwapped { database: String, why: String },
+    /// Not a backup.
+    NotABackup { source: String, why: String },
+    /// A backup at a URL cannot be had. The URL is free of secrets.
+    BackupUrl { url: String, why: String },
+    /// There is no initdb, or it fails: no throw-away cluster.
+    NoScratchCluster { why: String },
     // ---- backups: links and the server for them
     /// The key of links is not one.
     LinkKey { path: PathBuf },
     /// `serve` cannot listen there.
     ServeListen { at: String, why: String, taken: bool },
-    // ---- backups: the schedule
 }
 
 const INFO_HINT: &str = "run `dotcloud info db.0` and give what it prints, all of it";
@@ -1515,10 +1544,88 @@ impl Error {
                 ),
                 "what was here before is untouched where it was to be kept",
             ),
-            // ---- backups: links and the server for them
-            // ---- backups: the schedule
-            } // ---- backups: taking one
-              // ---- backups: restoring and verifying
+            Error::BackupTool { program, wanted, found } => {
+                let newest = found.as_ref().map(|found| format!(" (the newest is {found})"));
+                (
+                    Failed,
+                    format!(
+                        "no {program} of version {wanted} or later is here{}",
+                        newest.unwrap_or_default()
+                    ),
+                    "",
+                )
+            }
+            Error::ReplacesDatabase { instance, database, holds } => {
+                (Refused, format!("the database {database} of {instance} holds {holds}"), "")
+            }
+            Error::RestoreWhere { source_name } => (
+                Usage,
+                format!("{source_name} does not say of which database it is"),
+                "name the database to restore into: pgmahout backup restore SOURCE DATABASE",
+            ),
+            Error::RestoreTemplate { database } => (
+                Usage,
+                format!("{database} is a template: what is in it gets into every new database"),
+                "name another database",
+            ),
+            Error::RestoreRoles { roles, instance } => (
+                Failed,
+                format!("the backup needs roles that {instance} does not have: {}", roles.join(", ")),
+                "create them, or add --no-owner: everything belongs to the database's owner then, and nothing is granted",
+            ),
+            Error::RestoreExtensions { extensions, instance } => (
+                Failed,
+                format!(
+                    "the backup needs extensions that {instance} does not have: {}",
+                    extensions.join(", ")
+                ),
+                "install their packages for this PostgreSQL; pg_available_extensions shows those that are here",
+            ),
+            Error::DatabaseTied { database, by } => (
+                Failed,
+                format!("{database} cannot be replaced while it has {}", by.join(", ")),
+                "drop them, or restore into another database",
+            ),
+            Error::RestoreFailed { program, status, said } => {
+                let hint = match said.contains("role \"") && said.contains("does not exist") {
+                    true => "create the role, or add --no-owner",
+                    false => "the old database is untouched",
+                };
+                (Failed, format!("{program} failed ({status}): {}", printable(said)), hint)
+            }
+            Error::RestoredDiffers { what } => (
+                Failed,
+                format!("what was restored is not what the manifest says: {}", what.join("; ")),
+                "use another backup; pgmahout backup list shows them",
+            ),
+            Error::StructureDamaged { database, said } => {
+                (Failed, format!("the structure of {database} is damaged: {}", printable(said)), "")
+            }
+            Error::NotVerified { id, why } => (
+                Failed,
+                format!("the backup {id} is not good: {why}"),
+                "take another one now: pgmahout backup capture; and look at the disk that it lies on",
+            ),
+            Error::NotSwapped { database, why } => (
+                Failed,
+                format!("{database} could not be replaced: {why}"),
+                "it is as it was; run the same command again",
+            ),
+            Error::NotABackup { source, why } => (
+                Failed,
+                format!("{source} is no backup: {why}"),
+                "a backup is what pg_dump -Fc writes, or what pgmahout backup has stored",
+            ),
+            Error::BackupUrl { url, why } => (
+                Unreachable,
+                format!("could not read {url}: {why}"),
+                "a link is good for a while only; pgmahout backup url gives a new one",
+            ),
+            Error::NoScratchCluster { why } => (
+                Failed,
+                format!("no throw-away cluster could be made: {why}"),
+                "this says nothing about the backup",
+            ),
             // ---- backups: links and the server for them
             Error::LinkKey { path } => (
                 Failed,
@@ -1529,11 +1636,12 @@ impl Error {
                 Failed,
                 format!("cannot listen on {at}: {why}"),
                 match taken {
-                    true => "another pgmahout serve, or another program, has it; stop that, or set serve_listen",
+                    true => {
+                        "another pgmahout serve, or another program, has it; stop that, or set serve_listen"
+                    }
                     false => "set serve_listen to an ADDRESS:PORT of this machine, such as 127.0.0.1:5480",
                 },
             ),
-              // ---- backups: the schedule
         };
         let hint = match self {
             Error::File { source, .. } => file_hint(source).to_owned(),
@@ -1575,6 +1683,13 @@ impl Error {
                 format!(
                     "to lose it on purpose, add --confirm {instance}; the old cluster is moved aside and kept"
                 )
+            }
+            Error::BackupTool { program, wanted, .. } => {
+                let package = if *program == "pg_restore" { "postgresql-client-" } else { "postgresql-" };
+                format!("apt-get install {package}{wanted}, or pgmahout build-version {wanted} --no-switch")
+            }
+            Error::ReplacesDatabase { instance, .. } => {
+                format!("to replace it on purpose, add --confirm {instance}")
             }
             Error::TwoPrimaries { instance, .. } => format!(
                 "stop it first: --fence with its blurb on stdin; or promote all the same with --confirm {instance}"

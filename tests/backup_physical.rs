@@ -33,7 +33,7 @@ fn capture(host: &Host, flags: &[&str]) -> Value {
 }
 
 fn restore(host: &Host, from: &str, flags: &[&str]) -> Value {
-    let arguments = [&["--json", "backup", "restore-physical", from][..], flags].concat();
+    let arguments = [&["--json", "backup", "restore", from][..], flags].concat();
     host.agent(&arguments).run().json()
 }
 
@@ -174,7 +174,7 @@ fn tablespaces_outside_and_inside_the_data_directory_find_their_place() {
     assert!(spaces.to_string().contains("disk two") && spaces.to_string().contains("\"fast\""), "{spaces}");
 
     // On one machine the original's directory stands where the copy's would.
-    empty.agent(&["backup", "restore-physical", "b001"]).run().fails(
+    empty.agent(&["backup", "restore", "b001"]).run().fails(
         1,
         &format!("the directory {0} for the tablespace {0} is not empty", outside.display()),
         "choose another: --tablespace-mapping OLD=NEW",
@@ -487,14 +487,14 @@ fn what_is_stored_is_not_used_when_it_is_damaged() {
     flipped[whole.len() / 3] ^= 1;
     for damaged in [&flipped[..], &whole[..whole.len() / 2], &[]] {
         source.account.write(&file, damaged, 0o600);
-        let output = empty.agent(&["backup", "restore-physical", "b001"]).run();
+        let output = empty.agent(&["backup", "restore", "b001"]).run();
         assert_eq!(output.code, 1, "{output:?}");
         output.says("it is no whole physical backup");
         assert!(!empty.data.exists() && !empty.home.join("data.pgmahout-new").exists());
     }
     // The same without a manifest: cut off it has no control file, for that is the last.
     source.account.write(&file, &whole[..whole.len() - 20_000], 0o600);
-    let output = empty.agent(&["backup", "restore-physical", &file.display().to_string()]).run();
+    let output = empty.agent(&["backup", "restore", &file.display().to_string()]).run();
     assert_eq!(output.code, 1);
     output.says("it is no whole physical backup");
     assert!(!empty.data.exists());
@@ -538,7 +538,7 @@ fn a_hostile_tar_is_refused_and_leaves_nothing() {
     let file = source.home.join("hostile.tar");
     for (name, kind, link, why) in cases {
         source.account.write(&file, hostile(name, kind, link), 0o600);
-        empty.agent(&["backup", "restore-physical", &file.display().to_string()]).run().fails(
+        empty.agent(&["backup", "restore", &file.display().to_string()]).run().fails(
             1,
             &format!("{name:?} in the tar {why}: nothing of it is used"),
             "pgmahout made no such backup; look where it comes from",
@@ -562,8 +562,7 @@ fn data_that_is_here_is_lost_on_purpose_only_and_another_version_never_comes() {
         empty.system_identifier()
     );
     let hint = "to lose it on purpose, add --confirm db.1; the old cluster is moved aside and kept";
-    let refused =
-        |flags: &[&str]| empty.agent(&[&["backup", "restore-physical", "b001"][..], flags].concat()).run();
+    let refused = |flags: &[&str]| empty.agent(&[&["backup", "restore", "b001"][..], flags].concat()).run();
     refused(&[]).fails(3, &holds, hint);
     refused(&["--confirm", "db.0"]).fails(3, &holds, hint);
     assert_eq!(empty.one("SELECT count(*) FROM mine"), "1", "it runs on");
@@ -586,7 +585,7 @@ fn data_that_is_here_is_lost_on_purpose_only_and_another_version_never_comes() {
 
     let at = empty.site.directory.join("store").display().to_string();
     let other = empty.site.host("db.2").pg(Pg::embedded("16")).yml("store", &at).without_data().build();
-    other.agent(&["backup", "restore-physical", "b001"]).run().fails(
+    other.agent(&["backup", "restore", "b001"]).run().fails(
         1,
         "it is a cluster of PostgreSQL 15, and the programs here are 16",
         "build that version first: pgmahout build-version; a logical backup can be restored to any later version",
@@ -603,7 +602,7 @@ fn where_there_is_no_room_for_two_a_fresh_cluster_is_emptied_first() {
     capture(&source, &[]);
     let disk = SmallDisk::mount(&site, "disk", 240);
     let small = site.host("db.1").pg(pg).yml("store", &at).data(&disk.path).build();
-    let running = small.agent(&["backup", "restore-physical", "b001"]).spawn();
+    let running = small.agent(&["backup", "restore", "b001"]).spawn();
     until("it unpacks", 60, || disk.path.join(".pgmahout-incomplete").exists());
     running.signal(Signal::SIGKILL);
     running.wait();
@@ -660,7 +659,7 @@ fn a_restore_that_is_killed_leaves_the_old_cluster_or_the_new_one() {
         if begun && !mine {
             victim.exec("CREATE TABLE mine AS SELECT 7 AS n");
         }
-        let confirm = ["backup", "restore-physical", "b001", "--confirm", "db.1"];
+        let confirm = ["backup", "restore", "b001", "--confirm", "db.1"];
         let mut running = victim.agent(&confirm).spawn();
         std::thread::sleep(Duration::from_millis(delay));
         if running.is_running() {

@@ -57,6 +57,18 @@ impl PgVersion {
         self.0 >= num
     }
 
+    // ---- databases and their checks
+
+    /// amcheck's `verify_heapam`, and the program pg_amcheck.
+    pub const fn has_verify_heapam(self) -> bool {
+        self.since(140_000)
+    }
+
+    /// `bt_index_check(index, heapallindexed)`.
+    pub const fn has_heapallindexed(self) -> bool {
+        self.since(110_000)
+    }
+
     // ---- building from source (the manual, "Installation from Source Code", and each release's configure)
 
     /// `configure --with-icu` (10).

@@ -2,11 +2,12 @@
 
 mod auto;
 mod capture;
-mod download;
-mod restore_physical;
 mod check;
+mod download;
+mod restore;
 mod schedule;
 mod url;
+mod verify;
 
 use super::output::{answer, say, show, table};
 use crate::backups::manifest::{BackupId, Kind, Manifest};
@@ -39,8 +40,8 @@ pub struct BackupArgs {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Capture(capture::CaptureArgs),
-    #[command(hide = true)]
-    RestorePhysical(restore_physical::RestorePhysicalArgs),
+    Restore(restore::RestoreArgs),
+    Verify(verify::VerifyArgs),
     /// Show all backups
     #[command(
         after_help = "Examples:\n  pgmahout backup list\n  pgmahout --json backup list | jq -r '.[-1].id'"
@@ -73,7 +74,8 @@ enum Verb {
 pub fn run(context: Context, args: BackupArgs, json: bool) -> Result<()> {
     match args.verb {
         Verb::Capture(args) => capture::run(context, &args, json)?,
-        Verb::RestorePhysical(args) => restore_physical::run(context, &args, json)?,
+        Verb::Restore(args) => restore::run(context, args, json)?,
+        Verb::Verify(args) => verify::run(context, args, json)?,
         Verb::List => {
             let listed = backup::list(context)?;
             if json { answer(&listed) } else { say(list_text(&listed).trim_end()) }

@@ -22,13 +22,6 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How the schedule proves a backup.
-type Verify = fn(Context, BackupId) -> Result<()>;
-
-// CONNECT HERE: `Some(|context, id| super::verify::run(context, id).map(drop))`, with an error of a backup that is
-// not good. Until then a verification that is due is said, and not done.
-const VERIFY: Option<Verify> = None;
-
 /// What was done, or would be.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
@@ -215,6 +208,12 @@ pub fn run(context: Context, dry_run: bool) -> Result<Report> {
     Ok(pass.report)
 }
 
+/// Restores and compares it.
+fn verify(context: Context, id: BackupId) -> Result<()> {
+    let report = super::verify::run(context, id)?;
+    if report.good { Ok(()) } else { Err(Error::NotVerified { id: id.to_string(), why: report.text }) }
+}
+
 /// One run of it.
 struct Pass<'a> {
     context: Context<'a>,
@@ -363,7 +362,7 @@ impl Pass<'_> {
             Some(Verifying { id: newest.manifest.id, reason, done: false })
         });
         let Some(mut verifying) = due else { return Ok(()) };
-        if let (false, Some(verify)) = (self.report.dry_run, VERIFY) {
+        if !self.report.dry_run {
             if !self.began {
                 self.begin(names)?;
             }
@@ -457,7 +456,9 @@ pub fn is_bad(listed: &Listed) -> bool {
 }
 
 fn logical<'a>(listed: &'a [Listed], database: &'a str) -> impl Iterator<Item = &'a Listed> {
-    listed.iter().filter(move |l| l.manifest.kind == Kind::Logical && l.manifest.database.as_deref() == Some(database))
+    listed
+        .iter()
+        .filter(move |l| l.manifest.kind == Kind::Logical && l.manifest.database.as_deref() == Some(database))
 }
 
 /// When the last scheduled backup of a database was begun.
@@ -564,7 +565,8 @@ impl Loop<'_> {
             Err(error @ Error::Locked { .. }) => Err(error),
             Err(error) => {
                 let wait = last(self.context.instance).map(|last| last.tried).filter(|tried| !tried.ok);
-                let again = wait.map(|tried| due(None, Some(&tried), self.context.instance.backup.time, now()));
+                let again =
+                    wait.map(|tried| due(None, Some(&tried), self.context.instance.backup.time, now()));
                 self.next = match again {
                     Some(Due::Later { at, .. }) => at,
                     _ => now() + AFTER_ERROR,

@@ -2,14 +2,15 @@
 
 pub mod auto;
 pub mod capture;
+pub mod check;
 pub mod download;
 pub mod logical;
 pub mod physical;
 pub mod restore;
-pub mod check;
-pub mod logical;
 pub mod schedule;
+mod scratch;
 pub mod url;
+pub mod verify;
 
 use super::Context;
 use crate::backups::manifest::{BackupId, Manifest};

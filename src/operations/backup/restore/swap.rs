@@ -1,0 +1,518 @@
+//! The new database beside the old one, and the moment in which it takes the old one's place. Until then the old one
+//! is untouched; what a kill leaves is known by its name and its comment, and is dropped by the next run.
+
+use super::super::super::Context;
+use crate::backups::manifest::Needs;
+use crate::error::{Error, Result};
+use crate::process;
+use crate::sql::{Db, Target, identifier, literal};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Databases that are being filled are called so, and eight hexadecimal digits.
+const NEW: &str = "_pgmahout_restore_";
+
+/// Databases that have been replaced are called so, and eight hexadecimal digits.
+const OLD: &str = "_pgmahout_old_";
+
+/// The role that owns all of a restore without owners, for as long as that takes; and eight hexadecimal digits.
+pub const ROLE: &str = "pgmahout_restore_";
+
+/// A comment on a database that is being filled begins so; the rest is the database it is for.
+const NEW_COMMENT: &str = "pgmahout is restoring ";
+
+/// A comment on a database that was replaced begins so; the rest is the database that has its place.
+const OLD_COMMENT: &str = "pgmahout has replaced ";
+
+/// Names are cut at so many bytes (NAMEDATALEN - 1).
+const NAME_LIMIT: usize = 63;
+
+/// A replaced database may take so long to be removed from the disk.
+const DROP_TIMEOUT: &str = "SET statement_timeout = '1h'";
+
+/// RENAME waits five seconds for sessions to go, each time.
+const RENAMES: u32 = 6;
+
+/// `name` and what is added, cut so that it fits, and random.
+fn beside(name: &str, added: &str, unique: &str) -> String {
+    let mut cut = NAME_LIMIT - added.len() - unique.len();
+    cut = cut.min(name.len());
+    while !name.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    format!("{}{added}{unique}", &name[..cut])
+}
+
+/// A connection to a database that is neither the one to be replaced nor a new one.
+pub fn maintenance(target: &Target, database: &str) -> Result<Db> {
+    let other = if database == "postgres" { "template1" } else { "postgres" };
+    Db::connect(&target.database(other))
+}
+
+/// What the old database is, beside what it holds.
+#[derive(Clone, Debug)]
+pub struct Old {
+    /// Its OID.
+    pub oid: u32,
+    /// Its owner.
+    pub owner: String,
+    tablespace: String,
+    /// Where that lies, when it is not in the data directory.
+    pub location: Option<String>,
+    connection_limit: i32,
+    is_template: bool,
+    allows_connections: bool,
+    comment: Option<String>,
+    /// Its encoding and locale.
+    pub needs: Needs,
+}
+
+/// Looks the old database up.
+pub fn old(db: &mut Db, name: &str) -> Result<Option<Old>> {
+    let locale = match (db.version.has_datlocale(), db.version.has_locale_provider()) {
+        (true, _) => "datlocprovider::text, datlocale",
+        (_, true) => "datlocprovider::text, daticulocale",
+        _ => "NULL::text, NULL::text",
+    };
+    let sql = format!(
+        "SELECT d.oid, pg_get_userbyid(datdba), spcname, datconnlimit, datistemplate, datallowconn, \
+         shobj_description(d.oid, 'pg_database'), pg_encoding_to_char(encoding), datcollate::text, datctype::text, {locale}, \
+         nullif(pg_tablespace_location(t.oid), '') \
+         FROM pg_database d JOIN pg_tablespace t ON t.oid = dattablespace WHERE datname = $1"
+    );
+    Ok(db.rows(&sql, &[&name])?.first().map(|row| Old {
+        oid: row.get(0),
+        owner: row.get(1),
+        tablespace: row.get(2),
+        connection_limit: row.get(3),
+        is_template: row.get(4),
+        allows_connections: row.get(5),
+        comment: row.get(6),
+        needs: Needs {
+            encoding: row.get(7),
+            collate: row.get(8),
+            ctype: row.get(9),
+            locale_provider: row.get(10),
+            locale: row.get(11),
+            ..Needs::default()
+        },
+        location: row.get(12),
+    }))
+}
+
+/// What of the old database could not go over to the new one, or would be lost.
+pub fn tied(db: &mut Db, name: &str) -> Result<Vec<String>> {
+    let mut by = Vec::new();
+    for (what, sql) in [
+        (
+            "logical replication slot",
+            "SELECT slot_name::text FROM pg_replication_slots WHERE database = $1 ORDER BY 1",
+        ),
+        (
+            "subscription",
+            "SELECT subname::text FROM pg_subscription s JOIN pg_database d ON d.oid = subdbid WHERE datname = $1 ORDER BY 1",
+        ),
+        ("prepared transaction", "SELECT gid FROM pg_prepared_xacts WHERE database = $1 ORDER BY 1"),
+    ] {
+        by.extend(
+            db.rows(sql, &[&name])?.iter().map(|row| format!("the {what} {}", row.get::<_, String>(0))),
+        );
+    }
+    Ok(by)
+}
+
+/// Drops what earlier runs that were killed have left. Only while this instance's backup lock is held. Gives the
+/// names of what was dropped.
+pub fn sweep(db: &mut Db) -> Result<Vec<String>> {
+    // A database that is being filled has no comment for the moment after its creation: its limit tells then.
+    let rows = db.rows(
+        "SELECT datname::text, coalesce(shobj_description(oid, 'pg_database'), ''), datconnlimit FROM pg_database \
+         WHERE datname ~ '_pgmahout_(restore|old)_[0-9a-f]{8}$' ORDER BY 1",
+        &[],
+    )?;
+    let mut dropped = Vec::new();
+    for row in rows {
+        let (name, comment, limit): (String, String, i32) = (row.get(0), row.get(1), row.get(2));
+        let is_new =
+            name.contains(NEW) && (comment.starts_with(NEW_COMMENT) || (comment.is_empty() && limit == 0));
+        // Never before the new one is in its place.
+        let is_replaced = match comment.strip_prefix(OLD_COMMENT) {
+            Some(now) if name.contains(OLD) => old(db, now)?.is_some(),
+            _ => false,
+        };
+        if is_new || is_replaced {
+            drop_database(db, &name)?;
+            dropped.push(name);
+        }
+    }
+    for row in
+        db.rows("SELECT rolname::text FROM pg_roles WHERE rolname ~ '^pgmahout_restore_[0-9a-f]{8}$'", &[])?
+    {
+        db.run(&format!("DROP ROLE {}", identifier(&row.get::<_, String>(0))))?;
+    }
+    Ok(dropped)
+}
+
+/// Drops a database and ends the sessions in it.
+pub fn drop_database(db: &mut Db, name: &str) -> Result<()> {
+    db.run(DROP_TIMEOUT)?;
+    let mut tries = 0;
+    loop {
+        // A template is not dropped, and whoever comes anew keeps it from being dropped.
+        db.run(&format!("ALTER DATABASE {0} IS_TEMPLATE false CONNECTION LIMIT 0", identifier(name)))?;
+        db.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", &[&name])?;
+        match db.run(&format!("DROP DATABASE IF EXISTS {}", identifier(name))) {
+            Err(error) if tries < 3 && error.to_string().contains("other users") => tries += 1,
+            other => return other,
+        }
+    }
+}
+
+/// A database that is being filled. Dropped together with this value unless it has taken the old one's place.
+pub struct New {
+    /// Its name until then.
+    pub name: String,
+    /// The eight digits.
+    pub unique: String,
+    role: Option<String>,
+    target: Target,
+    database: String,
+    in_place: bool,
+}
+
+impl Drop for New {
+    fn drop(&mut self) {
+        if self.in_place && self.role.is_none() {
+            return;
+        }
+        // What cannot be dropped now is swept by the next run.
+        if let Ok(mut db) = maintenance(&self.target, &self.database) {
+            if !self.in_place {
+                let _ = drop_database(&mut db, &self.name);
+            }
+            if let Some(role) = &self.role {
+                let _ = db.run(&format!("DROP ROLE IF EXISTS {}", identifier(role)));
+            }
+        }
+    }
+}
+
+/// Creates the new database from `template0`; the second value warns of a locale that this server does not have.
+pub fn create(
+    db: &mut Db,
+    target: &Target,
+    database: &str,
+    old: Option<&Old>,
+    needs: Option<&Needs>,
+) -> Result<(New, Option<String>)> {
+    let unique = unique();
+    let name = beside(database, NEW, &unique);
+    db.run("SET statement_timeout = '10min'")?;
+    let plain = format!(
+        "CREATE DATABASE {} TEMPLATE template0 CONNECTION LIMIT 0{}",
+        identifier(&name),
+        old.map(|old| format!(" TABLESPACE {}", identifier(&old.tablespace))).unwrap_or_default()
+    );
+    let needs = needs.or(old.map(|old| &old.needs));
+    let wanted = needs.map(|needs| locale(needs, db)).unwrap_or_default();
+    let new = |role| New {
+        name: name.clone(),
+        unique: unique.clone(),
+        role,
+        target: target.clone(),
+        database: database.to_owned(),
+        in_place: false,
+    };
+    // From here on it is dropped again, also when only its comment fails.
+    let guard = new(None);
+    let warning = match db.run(&format!("{plain}{wanted}")) {
+        Ok(()) => None,
+        Err(error) if is_locale_error(&error) => {
+            let encoding = needs.and_then(|needs| needs.encoding.as_ref());
+            let encoding = encoding.map(|name| format!(" ENCODING {}", literal(name))).unwrap_or_default();
+            if db.run(&format!("{plain}{encoding}")).is_err() {
+                db.run(&plain)?;
+            }
+            Some(format!("{database} gets the locale of template0, for this server says: {error}"))
+        }
+        Err(error) => return Err(error),
+    };
+    db.run(&format!(
+        "COMMENT ON DATABASE {} IS {}",
+        identifier(&name),
+        literal(&format!("{NEW_COMMENT}{database}"))
+    ))?;
+    if let Some(old) = old {
+        db.run(&format!("ALTER DATABASE {} OWNER TO {}", identifier(&name), identifier(&old.owner)))?;
+    }
+    Ok((guard, warning))
+}
+
+fn is_locale_error(error: &Error) -> bool {
+    let text = error.to_string();
+    ["locale", "encoding", "LC_CTYPE", "LC_COLLATE", "ICU"].iter().any(|word| text.contains(word))
+}
+
+fn locale(needs: &Needs, db: &Db) -> String {
+    let option = |name: &str, value: Option<&String>| {
+        value.map(|value| format!(" {name} {}", literal(value))).unwrap_or_default()
+    };
+    let mut text = option("ENCODING", needs.encoding.as_ref())
+        + &option("LC_COLLATE", needs.collate.as_ref())
+        + &option("LC_CTYPE", needs.ctype.as_ref());
+    if db.version.has_locale_provider() {
+        text += &match needs.locale_provider.as_deref() {
+            Some("i") => format!(" LOCALE_PROVIDER icu{}", option("ICU_LOCALE", needs.locale.as_ref())),
+            Some("b") => {
+                format!(" LOCALE_PROVIDER builtin{}", option("BUILTIN_LOCALE", needs.locale.as_ref()))
+            }
+            _ => " LOCALE_PROVIDER libc".into(),
+        };
+    }
+    text
+}
+
+/// Eight hexadecimal digits.
+fn unique() -> String {
+    let mut bytes = [0u8; 4];
+    openssl::rand::rand_bytes(&mut bytes).expect("OpenSSL has random bytes");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl New {
+    /// It stays where and as it is.
+    pub fn leave(mut self) {
+        self.in_place = true;
+    }
+
+    /// A superuser for the time of a restore without owners: all that it makes can be given to `owner` in one
+    /// statement afterwards, which is refused for what belongs to the first superuser.
+    pub fn with_role(&mut self, db: &mut Db) -> Result<String> {
+        let role = format!("{ROLE}{}", self.unique);
+        self.role = Some(role.clone());
+        db.run(&format!("CREATE ROLE {} SUPERUSER NOLOGIN", identifier(&role)))?;
+        Ok(role)
+    }
+
+    /// Gives all that the role of [`New::with_role`] has made to `owner`.
+    pub fn give_to(&mut self, owner: &str) -> Result<()> {
+        let Some(role) = &self.role else { return Ok(()) };
+        let mut inside = Db::connect(&self.target.database(&self.name))?;
+        inside.run("SET statement_timeout = '10min'")?;
+        inside.run(&format!("REASSIGN OWNED BY {} TO {}", identifier(role), identifier(owner)))?;
+        inside.run(&format!("DROP OWNED BY {0}; DROP ROLE {0}", identifier(role)))?;
+        self.role = None;
+        Ok(())
+    }
+}
+
+/// What the swap did.
+#[derive(Debug)]
+pub struct Swapped {
+    /// Sessions of clients that were ended.
+    pub sessions_ended: usize,
+    /// What the old database is called now, when there was one.
+    pub old_name: Option<String>,
+}
+
+/// Gives the new database the old one's place in one transaction, with all that belongs to a database and not to
+/// what is in it. Sessions in the old one are ended; who connects meanwhile waits for the end of the transaction.
+pub fn swap(context: Context, db: &mut Db, new: &mut New, old: Option<&Old>) -> Result<Swapped> {
+    let (name, database) = (identifier(&new.name), identifier(&new.database));
+    let Some(old) = old else {
+        db.run(&format!(
+            "BEGIN; COMMENT ON DATABASE {name} IS NULL; ALTER DATABASE {name} CONNECTION LIMIT -1; \
+             ALTER DATABASE {name} RENAME TO {database}; COMMIT"
+        ))
+        .inspect_err(|_| drop(db.run("ROLLBACK")))?;
+        new.in_place = true;
+        return Ok(Swapped { sessions_ended: 0, old_name: None });
+    };
+    let old_name = beside(&new.database, OLD, &new.unique);
+    let mut steps = properties(db, old, &new.name)?;
+    let renamed = identifier(&old_name);
+    steps.push(format!("ALTER DATABASE {database} RENAME TO {renamed}"));
+    let comment = literal(&format!("{OLD_COMMENT}{}", new.database));
+    steps.push(format!("COMMENT ON DATABASE {renamed} IS {comment}"));
+    steps.push(format!("ALTER DATABASE {name} RENAME TO {database}"));
+    let done = AtomicBool::new(false);
+    let mut other = maintenance(&new.target, &new.database)?;
+    let outcome = std::thread::scope(|scope| {
+        let ending = scope.spawn(|| end_sessions(&mut other, old.oid, &done));
+        let mut tries = 1;
+        let outcome = loop {
+            // After this question nothing is asked until it is done or not.
+            if let Err(error) = process::check_interrupt() {
+                break Err(error);
+            }
+            match db.run(&format!("BEGIN; {}; COMMIT", steps.join("; "))) {
+                Ok(()) => break Ok(()),
+                Err(error) => {
+                    let _ = db.run("ROLLBACK");
+                    if tries == RENAMES || !error.to_string().contains("other users") {
+                        break Err(error);
+                    }
+                    context.progress.detail(format!("{error}; once more"));
+                    tries += 1;
+                }
+            }
+        };
+        done.store(true, Ordering::SeqCst);
+        (outcome, ending.join().expect("no panic"))
+    });
+    let (outcome, sessions_ended) = outcome;
+    // A connection that broke during COMMIT does not tell what became of it.
+    let in_place = outcome.is_ok() || is_in_place(&new.target, &new.database, old.oid);
+    if !in_place {
+        return Err(match outcome {
+            Err(Error::Sql { why, .. }) => Error::NotSwapped { database: new.database.clone(), why },
+            Err(error) => error,
+            Ok(()) => unreachable!("it is in place then"),
+        });
+    }
+    new.in_place = true;
+    Ok(Swapped { sessions_ended, old_name: Some(old_name) })
+}
+
+fn is_in_place(target: &Target, database: &str, old_oid: u32) -> bool {
+    let found = maintenance(target, database).and_then(|mut db| old(&mut db, database));
+    found.is_ok_and(|found| found.is_some_and(|found| found.oid != old_oid))
+}
+
+/// Ends the sessions in the old database, again and again; gives how many of them were clients.
+fn end_sessions(db: &mut Db, oid: u32, done: &AtomicBool) -> usize {
+    let mut ended = std::collections::BTreeSet::new();
+    while !done.load(Ordering::SeqCst) {
+        // In the list, not in a condition: the planner may ask conditions in any order, and this one ends sessions.
+        let sql = "SELECT pid, backend_type = 'client backend', pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE datid = $1 AND pid <> pg_backend_pid()";
+        for row in db.rows(sql, &[&oid]).unwrap_or_default() {
+            if row.get::<_, Option<bool>>(1).unwrap_or(false) {
+                ended.insert(row.get::<_, i32>(0));
+            }
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    ended.len()
+}
+
+/// Statements that give the new database what the old one has: its grants, settings, limit, comment. (Its owner and
+/// tablespace it has from its creation.)
+fn properties(db: &mut Db, old: &Old, new: &str) -> Result<Vec<String>> {
+    let name = identifier(new);
+    let mut steps = vec![format!(
+        "ALTER DATABASE {name} CONNECTION LIMIT {} IS_TEMPLATE {} ALLOW_CONNECTIONS {}",
+        old.connection_limit, old.is_template, old.allows_connections
+    )];
+    let comment = old.comment.as_ref().map_or("NULL".to_owned(), |comment| literal(comment));
+    steps.push(format!("COMMENT ON DATABASE {name} IS {comment}"));
+    let grants = db.rows(
+        "SELECT CASE grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(grantee)::text END, privilege_type, is_grantable \
+         FROM pg_database d, aclexplode(datacl) WHERE d.oid = $1",
+        &[&old.oid],
+    )?;
+    let has_acl: bool = db.value("SELECT datacl IS NOT NULL FROM pg_database WHERE oid = $1", &[&old.oid])?;
+    if has_acl {
+        let owner = identifier(&old.owner);
+        steps.push(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC, {owner}"));
+    }
+    for row in &grants {
+        let grantee = row.get::<_, Option<String>>(0).map_or("PUBLIC".to_owned(), |role| identifier(&role));
+        let (privilege, again): (String, bool) = (row.get(1), row.get(2));
+        let again = if again { " WITH GRANT OPTION" } else { "" };
+        steps.push(format!("GRANT {privilege} ON DATABASE {name} TO {grantee}{again}"));
+    }
+    let settings = db.rows(
+        "SELECT CASE setrole WHEN 0 THEN NULL ELSE pg_get_userbyid(setrole)::text END, unnest(setconfig) \
+         FROM pg_db_role_setting WHERE setdatabase = $1",
+        &[&old.oid],
+    )?;
+    for row in &settings {
+        let (role, setting): (Option<String>, String) = (row.get(0), row.get(1));
+        let Some((setting, value)) = setting.split_once('=') else { continue };
+        let whose = match role {
+            Some(role) => format!("ROLE {} IN DATABASE {name}", identifier(&role)),
+            None => format!("DATABASE {name}"),
+        };
+        let quoted = setting.split('.').map(identifier).collect::<Vec<_>>().join(".");
+        steps.push(format!("ALTER {whose} SET {quoted} = {}", value_of(setting, value)));
+    }
+    Ok(steps)
+}
+
+/// Settings whose values are lists of quoted names (GUC_LIST_QUOTE): one literal for all would be one name.
+const LISTS: &[&str] = &[
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+];
+
+fn value_of(setting: &str, value: &str) -> String {
+    if !LISTS.contains(&setting.to_ascii_lowercase().as_str()) {
+        return literal(value);
+    }
+    let names = list(value);
+    if names.is_empty() {
+        "''".into()
+    } else {
+        names.iter().map(|name| literal(name)).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// `"$user", public` as its names.
+fn list(value: &str) -> Vec<String> {
+    let (mut names, mut chars) = (Vec::new(), value.chars().peekable());
+    while chars.peek().is_some() {
+        while chars.next_if(|c| c.is_whitespace() || *c == ',').is_some() {}
+        let mut name = String::new();
+        if chars.next_if_eq(&'"').is_some() {
+            while let Some(c) = chars.next() {
+                if c == '"' && chars.next_if_eq(&'"').is_none() {
+                    break;
+                }
+                name.push(c);
+            }
+            names.push(name);
+            continue;
+        }
+        while let Some(c) = chars.next_if(|c| *c != ',') {
+            name.push(c);
+        }
+        if !name.trim().is_empty() {
+            names.push(name.trim().to_owned());
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit() {
+        assert_eq!(beside("shop", NEW, "0123abcd"), "shop_pgmahout_restore_0123abcd");
+        for name in ["x".repeat(63), "ü".repeat(31), "日本".repeat(10)] {
+            for added in [NEW, OLD] {
+                let new = beside(&name, added, "0123abcd");
+                assert!(new.len() <= NAME_LIMIT && new.len() > NAME_LIMIT - 4, "{new}");
+                assert!(
+                    new.ends_with(&format!("{added}0123abcd"))
+                        && name.starts_with(new.split('_').next().unwrap())
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn lists_stay_lists() {
+        assert_eq!(value_of("search_path", r#""$user", public"#), "'$user', 'public'");
+        assert_eq!(value_of("search_path", r#""a, ""b""",c d"#), r#"'a, "b"', 'c d'"#);
+        assert_eq!(value_of("search_path", r#""""#), "''");
+        assert_eq!(value_of("search_path", ""), "''");
+        assert_eq!(value_of("application_name", r#"a, "b'"#), r#"'a, "b'''"#);
+    }
+}
