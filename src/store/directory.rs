@@ -56,6 +56,10 @@ impl Partial {
         if kind == ErrorKind::Interrupted {
             return source;
         }
+        // tempfile adds the path of the file that nobody knows.
+        let inner = source.get_ref().and_then(|inner| std::error::Error::source(inner));
+        let number = inner.and_then(|inner| inner.downcast_ref::<std::io::Error>()?.raw_os_error());
+        let source = number.map_or(source, std::io::Error::from_raw_os_error);
         let path = durable::parent(&self.path).to_owned();
         std::io::Error::new(kind, Error::File { action: "write to", path, source })
     }
