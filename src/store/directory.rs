@@ -41,25 +41,21 @@ struct Partial {
 
 impl Write for Partial {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.named.write(bytes).map_err(|e| self.explain(e))
+        self.named.as_file_mut().write(bytes).map_err(|e| self.explain(e))
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.named.flush().map_err(|e| self.explain(e))
+        self.named.as_file_mut().flush().map_err(|e| self.explain(e))
     }
 }
 
 impl Partial {
-    /// With the name of the directory, and the way out.
+    /// With the name of the directory, and the way out. (The file's own writer would name the temporary file.)
     fn explain(&self, source: std::io::Error) -> std::io::Error {
         let kind = source.kind();
         if kind == ErrorKind::Interrupted {
             return source;
         }
-        // tempfile adds the path of the file that nobody knows.
-        let inner = source.get_ref().and_then(|inner| std::error::Error::source(inner));
-        let number = inner.and_then(|inner| inner.downcast_ref::<std::io::Error>()?.raw_os_error());
-        let source = number.map_or(source, std::io::Error::from_raw_os_error);
         let path = durable::parent(&self.path).to_owned();
         std::io::Error::new(kind, Error::File { action: "write to", path, source })
     }
@@ -221,7 +217,7 @@ impl Store for Directory {
 
     fn put_new(&self, name: &str, bytes: &[u8]) -> Result<bool> {
         let mut partial = self.partial(name)?;
-        partial.named.write_all(bytes).on("write to", &self.path)?;
+        partial.named.as_file_mut().write_all(bytes).on("write to", &self.path)?;
         partial.keep()
     }
 
