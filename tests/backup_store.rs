@@ -8,7 +8,7 @@ use pgmahout::postgres::wal::{Lsn, SystemId, Timeline};
 use pgmahout::progress::{Progress, Voice};
 use pgmahout::settings::Settings;
 use pgmahout::store::sealed::{self, Sealer, Stored};
-use pgmahout::store::{self, Store, catalog, stream_error};
+use pgmahout::store::{self, catalog, stream_error};
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;

@@ -41,16 +41,16 @@ struct Partial {
 
 impl Write for Partial {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.named.write(bytes).map_err(|e| self.explain(e))
+        self.named.as_file_mut().write(bytes).map_err(|e| self.explain(e))
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.named.flush().map_err(|e| self.explain(e))
+        self.named.as_file_mut().flush().map_err(|e| self.explain(e))
     }
 }
 
 impl Partial {
-    /// With the name of the directory, and the way out.
+    /// With the name of the directory, and the way out. (The file's own writer would name the temporary file.)
     fn explain(&self, source: std::io::Error) -> std::io::Error {
         let kind = source.kind();
         if kind == ErrorKind::Interrupted {
@@ -217,7 +217,7 @@ impl Store for Directory {
 
     fn put_new(&self, name: &str, bytes: &[u8]) -> Result<bool> {
         let mut partial = self.partial(name)?;
-        partial.named.write_all(bytes).on("write to", &self.path)?;
+        partial.named.as_file_mut().write_all(bytes).on("write to", &self.path)?;
         partial.keep()
     }
 

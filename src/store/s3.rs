@@ -157,8 +157,11 @@ impl S3 {
             place.region = region;
         }
         let client = |limits: Limits| {
+            let plain = place.endpoint.as_ref().is_some_and(|url| url.starts_with("http://"));
             let options = ClientOptions::new()
-                .with_allow_http(place.endpoint.as_ref().is_some_and(|url| url.starts_with("http://")))
+                .with_allow_http(plain)
+                // Those of the machine take a moment to be read.
+                .with_no_system_certificates(plain)
                 .with_connect_timeout(CONNECT);
             let options = match limits.whole {
                 true => options.with_timeout(limits.request),

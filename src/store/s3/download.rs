@@ -35,14 +35,16 @@ impl Downloading {
         let (piece, size) = link.wait(&place, "read", async move {
             let error = match fetch(&own, &key, offset).await {
                 Ok(fetched) => return Ok(fetched),
-                Err(error) if fault::is_final(&error) => return Err(error),
                 Err(error) => error,
             };
             // "Range not satisfiable": there is nothing behind the offset.
-            match own.patient.head(&key).await {
-                Ok(found) if found.size <= offset => Ok((Bytes::new(), found.size)),
-                _ => Err(error),
+            if fault::code(&error).as_deref() == Some("InvalidRange") {
+                let found = own.patient.head(&key).await?;
+                if found.size <= offset {
+                    return Ok((Bytes::new(), found.size));
+                }
             }
+            Err(error)
         })?;
         let next = offset + piece.len() as u64;
         Ok(Downloading { link, place, path, size, next, ahead: VecDeque::new(), piece })
@@ -68,8 +70,6 @@ async fn fetch(link: &Link, path: &Path, offset: u64) -> Fetched {
             Ok((result.bytes().await?, size))
         };
         match fetched.await {
-            // No range can be satisfied of what is empty: that is no network fault.
-            Err(error) if fault::code(&error).as_deref() == Some("InvalidRange") => return Err(error),
             Err(error) if !fault::is_final(&error) && begin.elapsed() < RETRY => {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(10));

@@ -9,9 +9,12 @@ pub fn is_missing(error: &object_store::Error) -> bool {
     matches!(error, object_store::Error::NotFound { .. }) && code(error).as_deref() != Some("NoSuchBucket")
 }
 
-/// Trying again cannot help.
+/// Trying again cannot help: the service has answered with a refusal.
 pub fn is_final(error: &object_store::Error) -> bool {
-    !matches!(error, object_store::Error::Generic { .. } | object_store::Error::JoinError { .. })
+    let again = matches!(error, object_store::Error::Generic { .. } | object_store::Error::JoinError { .. });
+    !again
+        || code(error)
+            .is_some_and(|code| !matches!(&*code, "InternalError" | "SlowDown" | "ServiceUnavailable"))
 }
 
 /// The service's own word for it.
@@ -50,14 +53,23 @@ pub fn explain(place: &Place, action: &'static str, error: &object_store::Error)
         }
         _ => {}
     }
+    // Listing has errors of its own, that say no more than the status; S3 says 400 of a token that is too old.
+    const DENIED: [&str; 7] = [
+        "AccessDenied",
+        "AccountProblem",
+        "AllAccessDisabled",
+        "ExpiredToken",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+    ];
     match error {
+        _ if code.as_deref().is_some_and(|code| DENIED.contains(&code)) => {
+            Error::StoreDenied { place: name, why }
+        }
         object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
             // A HEAD has no body that says more.
             let why = if code.is_some() { why } else { "the service says no more".into() };
-            Error::StoreDenied { place: name, why }
-        }
-        // S3 says 400 of a token that is too old.
-        _ if matches!(code.as_deref(), Some("ExpiredToken" | "InvalidToken")) => {
             Error::StoreDenied { place: name, why }
         }
         object_store::Error::NotFound { path, .. } => Error::NoObject { place: name, name: path.clone() },
