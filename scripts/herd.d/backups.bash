@@ -103,16 +103,15 @@ database_at() {
     decoded "$(database_in "$url")"
 }
 
-# answered_by INSTANCE LIMIT WORD...: as agent, but what it answers with exit code 1 is an answer too, if it is in $shape
+# answered_by INSTANCE LIMIT WORD...: as agent, but what it answers with exit code 1 is printed too, if it is in $shape
 answered_by() {
     local instance=$1 limit=$2 status=0
     shift 2
     agent "$limit" "$instance" "$@" </dev/null || status=$?
     if ((status == 1)) && jq -se "length == 1 and (.[0] | $shape)" "$work/refused.$instance" >/dev/null 2>&1; then
         cat "$work/refused.$instance"
-    else
-        return "$status"
     fi
+    return "$status"
 }
 
 # one_backup [ID]: of a command that takes one and nothing else

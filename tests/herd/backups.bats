@@ -345,10 +345,8 @@ at_terminal() {
     [ -z "$err" ]
     herd pgbackups:check GOLD --json
     [ "$status $out" = '1 {"ok": false, "text": "the last try failed"}' ]
-    # That it says no is not enough
-    fault run.db.1.backup 'echo "{\"ok\": false, \"text\": \"the last try failed\"}"; exit 0'
-    herd pgbackups:check GOLD
-    [ "$status" = 1 ]
+    fault run.db.1.backup 'refuse 1 "the store cannot be read" "see"'
+    fails 1 "db.1: the store cannot be read" pgbackups:check GOLD
     fault run.db.1 'exit 255'
     fails 4 "db.1 could not be reached" pgbackups:check GOLD
     fails 2 "it wants one database" pgbackups:check AMBER GOLD

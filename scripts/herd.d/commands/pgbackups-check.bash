@@ -9,14 +9,15 @@
 #   herd pgbackups:check || mail -s "no backup" ops@example.com
 
 command_pgbackups_check() {
-    local instance report
+    local instance report status=0
     (($# <= 1)) && [[ ${1:-} != -* ]] || usage_error "it wants one database"
     use_platform
     load_databases
     resolve "${1:-}"
-    report=$(shape='type == "object" and (.ok | type == "boolean") and (.text | type == "string")' \
-        answered_by "$instance" "$platform_timeout" backup check 2>/dev/null) || die_of "$instance"
+    report=$(shape='type == "object" and (.text | type == "string")' \
+        answered_by "$instance" "$platform_timeout" backup check 2>/dev/null) || status=$?
+    [[ -n $report ]] || die_of "$instance"
     say "$(label "$instance"): $(jq -r .text <<<"$report" | plain)"
     [[ -z $json ]] || printf '%s\n' "$report"
-    [[ $(jq .ok <<<"$report") == true ]]
+    return "$status"
 }

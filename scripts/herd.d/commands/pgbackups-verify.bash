@@ -10,14 +10,15 @@
 #   herd pgbackups:verify db.2:a017      of a shared store: on that instance
 
 command_pgbackups_verify() {
-    local id holder backup backups silent report
+    local id holder backup backups silent report status=0
     one_backup "$@"
     report=$(shape='type == "object" and (.good | type == "boolean")' \
-        answered_by "$holder" "$longest" backup verify "$id" 2> >(steps_of "$holder")) || {
+        answered_by "$holder" "$longest" backup verify "$id" 2> >(steps_of "$holder")) || status=$?
+    [[ -n $report ]] || {
         say "Verifying $id... failed"
         die_of "$holder"
     }
     say "Verifying $id... $(jq -r '(if .good then "good" else "failed" end) + (.text // "" | if . == "" then . else ": " + . end)' <<<"$report" | plain)"
     [[ -z $json ]] || printf '%s\n' "$report"
-    [[ $(jq .good <<<"$report") == true ]]
+    [[ $status == 0 && $(jq .good <<<"$report") == true ]]
 }
