@@ -355,8 +355,8 @@ fn what_is_no_whole_cluster_is_not_backed_up() {
 
 // --- a disk that is full -----------------------------------------------------------------------------
 
-/// Takes what is left of a disk.
-fn fill(disk: &SmallDisk) {
+/// Takes what is left of a disk but for so many blocks of 4 kB.
+fn fill(disk: &SmallDisk, leave: u64) {
     let path = disk.path.join("filler");
     let status = Command::new("dd")
         .args(["if=/dev/zero", "bs=4096", &format!("of={}", path.display())])
@@ -364,6 +364,8 @@ fn fill(disk: &SmallDisk) {
         .status()
         .unwrap();
     assert!(!status.success(), "the disk was to be full");
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 4096 * leave).unwrap();
 }
 
 #[test]
@@ -378,6 +380,8 @@ fn an_instance_that_is_down_to_its_last_block_is_backed_up_hot_and_cold() {
         .yml("store", &at)
         .data(&disk.path.join("data"))
         .setting("min_wal_size", "128MB")
+        // And nothing keeps its WAL either.
+        .setting("max_replication_slots", "0")
         .build();
     let empty = site.host("db.1").pg(pg).yml("store", &at).without_data().build();
     source.exec("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
@@ -389,7 +393,7 @@ fn an_instance_that_is_down_to_its_last_block_is_backed_up_hot_and_cold() {
     source.exec("CHECKPOINT");
     // A session without its caches writes them, and fails where it cannot.
     drop((source.sql(), source.sql_in("template1")));
-    fill(&disk);
+    fill(&disk, 20);
     let report = source.agent(&["--json", "backup", "capture", "--physical"]).run();
     let report = report.says("no slot keeps the WAL meanwhile").json();
     assert_eq!(report["manifest"]["physical"]["cold"], false);
@@ -431,7 +435,17 @@ fn a_server_that_a_backup_would_bring_down_is_not_touched() {
         site.host("db.0").pg(Pg::embedded("15")).yml("store", &at).data(&disk.path.join("data")).build();
     source.exec("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
     drop((source.sql(), source.sql_in("template1")));
-    fill(&disk);
+    fill(&disk, 0);
+    source.agent(&["backup", "capture", "--physical"]).run().fails(
+        1,
+        &format!(
+            "the server cannot begin a backup on its full disk: 0 bytes are free in {}",
+            source.data.display()
+        ),
+        "stop it, and take the backup again: its files are copied as they lie then, and nothing is written",
+    );
+    std::fs::remove_file(disk.path.join("filler")).unwrap();
+    fill(&disk, 100);
     source.agent(&["backup", "capture", "--physical"]).run().fails(
         1,
         &format!(
@@ -441,6 +455,13 @@ fn a_server_that_a_backup_would_bring_down_is_not_touched() {
         "stop it, and take the backup again: its files are copied as they lie then, and nothing is written",
     );
     assert_eq!(source.one("SELECT sum(n) FROM t"), "500500");
+    // The way out that the hint names; the stop itself may fail for want of room, which is a crash like any other.
+    if !source.command(source.home.join("bin/pg-stop")).output().unwrap().status.success()
+        && source.is_running()
+    {
+        source.crash();
+    }
+    assert_eq!(capture(&source, &[])["manifest"]["physical"]["cold"], true);
 }
 
 // --- damage ------------------------------------------------------------------------------------------

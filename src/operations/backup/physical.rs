@@ -39,6 +39,8 @@ use std::time::Duration;
 const CHUNK: usize = 256 * 1024;
 /// So many damaged pages are named; the others are as good as countless.
 const NAMED: usize = 100;
+/// Bytes that a checkpoint may want beside the files that are there.
+const CHECKPOINT_ROOM: u64 = 64 * 1024;
 /// A standby may wait so long for the WAL up to the backup's end.
 const WAL_LIMIT: Duration = Duration::from_secs(300);
 
@@ -456,9 +458,7 @@ fn hot<W: Write>(context: Context, archive: &mut Archive<W>) -> Result<Written> 
     let (mut asked, target) = connect(instance)?;
     let version = asked.version;
     let from_standby = asked.in_recovery()?;
-    if !from_standby {
-        check_room_for_wal(&mut asked, &data)?;
-    }
+    check_room(&mut asked, &data, from_standby)?;
     let tables = tables(context, &mut asked, &target)?;
     let needs = needs(&mut asked)?;
     let mut db = Db::connect(&target)?;
@@ -532,10 +532,18 @@ fn connect(instance: &Instance) -> Result<(Db, Target)> {
     }
 }
 
-/// A backup begins and ends by going on to another WAL segment. A server that has none left and no room for one
-/// would go down with it (PANIC): it is not touched.
-fn check_room_for_wal(db: &mut Db, data: &Path) -> Result<()> {
+/// A backup begins with a checkpoint, which writes small files (`pg_logical/replorigin_checkpoint`), and on a primary
+/// begins and ends by going on to another WAL segment. A server that has no room for these goes down with it (PANIC):
+/// it is not touched.
+fn check_room(db: &mut Db, data: &Path, from_standby: bool) -> Result<()> {
     let version = db.version;
+    let free = durable::available_space(data)?;
+    if free < CHECKPOINT_ROOM {
+        return Err(Error::NoRoomForBackup { why: format!("{free} bytes are free in {}", data.display()) });
+    }
+    if from_standby {
+        return Ok(());
+    }
     let wal = data.join(version.wal_directory());
     let size = read_control(data)?.1.wal_segment_size;
     let sql = format!("SELECT {}({})", version.sql_walfile_name(), version.sql_current_wal_lsn());
