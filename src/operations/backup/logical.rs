@@ -2,7 +2,7 @@
 
 use super::super::activity::target;
 use super::super::{Context, client, promote, standby};
-use super::capture::{Options, Subject, Written};
+use super::subject::{Options, Subject, Written};
 use crate::backups::manifest::{Needs, Table};
 use crate::compress::{self, Block, Compression, Form, Pool};
 use crate::error::{Error, Result};

@@ -5,6 +5,7 @@ pub mod download;
 pub mod logical;
 pub mod physical;
 pub mod restore;
+pub mod subject;
 
 use super::Context;
 use crate::backups::manifest::{BackupId, Manifest};
