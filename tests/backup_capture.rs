@@ -428,9 +428,10 @@ fn a_connection_that_is_cut_is_one_message() {
     host.exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pg_dump'");
     let output = running.wait();
     assert_eq!(output.code, 1, "{output:?}");
-    output
-        .says("pgmahout: pg_dump of shop failed (exit status: 1): ")
-        .says("terminating connection due to administrator command");
+    // Why it was cut reaches pg_dump only where there was time to say it.
+    output.says(
+        "pgmahout: pg_dump of shop failed (exit status: 1): Dumping the contents of table \"t\" failed",
+    );
     gone(dump);
     assert_tidy(&host, 0);
 }
@@ -445,10 +446,9 @@ fn a_full_disk_is_one_message() {
     let output = host.agent(&["backup", "capture", "shop", "--compress", "none"]).run();
     assert_eq!(output.code, 4, "{output:?}");
     assert_eq!(output.stderr.matches("pgmahout: ").count(), 1, "{output:?}");
-    output.says(&format!(
-        "pgmahout: could not write {}: No space left on device (os error 28)",
-        store.display()
-    ));
+    output
+        .says(&format!("pgmahout: could not write to {}: No space left on device", store.display()))
+        .says_not("could not write /");
     assert_eq!(std::fs::read_dir(&store).unwrap().count(), 0);
     assert_eq!(list(&host).len(), 0);
     // What is smaller has room again.
