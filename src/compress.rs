@@ -56,6 +56,16 @@ impl Compression {
         }
     }
 
+    /// Threads that fit into the memory that a backup may take (100 MB in all): each has some blocks and its own
+    /// tables, which zstd's higher levels make large. One server process feeds them all, so more are of little use.
+    fn threads_limit(self) -> usize {
+        match self {
+            Compression::None | Compression::Gzip(_) => 16,
+            Compression::Zstd(..=9) => 8,
+            Compression::Zstd(_) => 2,
+        }
+    }
+
     /// Bytes of input that are compressed by themselves. Smaller ones cost size, larger ones memory.
     pub fn block_size(self) -> usize {
         match self {
@@ -125,7 +135,8 @@ pub struct Pool<T> {
 impl<T> Pool<T> {
     /// Starts `threads` of them; none are needed where nothing is compressed.
     pub fn new(compression: Compression, form: Form, threads: usize) -> Pool<T> {
-        let threads = if compression == Compression::None { 0 } else { threads.max(1) };
+        let threads = threads.clamp(1, compression.threads_limit());
+        let threads = if compression == Compression::None { 0 } else { threads };
         let limit = 2 * threads + 1;
         let (jobs, queue) = sync_channel::<Job>(limit);
         let queue = Arc::new(Mutex::new(queue));

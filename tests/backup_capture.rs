@@ -222,9 +222,9 @@ fn real_17(host: &Host) -> PathBuf {
         let from = std::fs::File::open(archive).unwrap();
         must(host.account.command("tar").args(["-xf", "-", "-C"]).arg(&host.home).stdin(from));
     } else {
-        let embedded = Pg::embedded("18").bin;
-        let sources = embedded.ancestors().nth(4).unwrap().join("sources");
-        let mirror = format!("file://{}", sources.display());
+        let said = std::env::var_os("PGMAHOUT_SOURCES").map(PathBuf::from);
+        let beside_the_servers = || Pg::embedded("18").bin.ancestors().nth(4).unwrap().join("sources");
+        let mirror = format!("file://{}", said.unwrap_or_else(beside_the_servers).display());
         let arguments = ["build-version", "17", "--no-switch", "--mirror", &mirror];
         host.agent(&arguments).limit(30).run().ok();
     }
@@ -428,9 +428,10 @@ fn a_connection_that_is_cut_is_one_message() {
     host.exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pg_dump'");
     let output = running.wait();
     assert_eq!(output.code, 1, "{output:?}");
-    output
-        .says("pgmahout: pg_dump of shop failed (exit status: 1): ")
-        .says("terminating connection due to administrator command");
+    // Why it was cut reaches pg_dump only where there was time to say it.
+    output.says(
+        "pgmahout: pg_dump of shop failed (exit status: 1): Dumping the contents of table \"t\" failed",
+    );
     gone(dump);
     assert_tidy(&host, 0);
 }
@@ -445,10 +446,9 @@ fn a_full_disk_is_one_message() {
     let output = host.agent(&["backup", "capture", "shop", "--compress", "none"]).run();
     assert_eq!(output.code, 4, "{output:?}");
     assert_eq!(output.stderr.matches("pgmahout: ").count(), 1, "{output:?}");
-    output.says(&format!(
-        "pgmahout: could not write {}: No space left on device (os error 28)",
-        store.display()
-    ));
+    output
+        .says(&format!("pgmahout: could not write to {}: No space left on device", store.display()))
+        .says_not("could not write /");
     assert_eq!(std::fs::read_dir(&store).unwrap().count(), 0);
     assert_eq!(list(&host).len(), 0);
     // What is smaller has room again.
@@ -503,12 +503,30 @@ fn a_clock_that_was_set_back_does_not_matter() {
 }
 
 #[test]
+fn bytes_without_a_manifest_are_swept() {
+    let site = Site::new();
+    let host = site.host("db.0").build();
+    host.account.mkdir(&backups(&host), 0o700);
+    let (old, young) = (backups(&host).join("b001-0123abcd.dump"), backups(&host).join("b002-0123abcd.dump"));
+    for path in [&old, &young] {
+        host.account.write(path, "killed before its manifest was written", 0o600);
+    }
+    let past = std::time::SystemTime::now() - std::time::Duration::from_secs(90_000);
+    std::fs::File::options().write(true).open(&old).unwrap().set_modified(past).unwrap();
+    assert_eq!(capture(&host, &[])["id"], "b003");
+    assert!(!old.exists(), "nobody is about to write its manifest");
+    assert!(young.exists(), "another instance may be");
+    assert_eq!(list(&host).len(), 1);
+}
+
+#[test]
 fn its_memory_stays_small() {
     let site = Site::new();
     let host = site.host("db.0").build();
     fill_much(&host, 300);
-    for method in ["auto", "none"] {
-        let mut running = host.agent(&["backup", "capture", "shop", "--compress", method, "-j", "2"]).spawn();
+    for (method, jobs) in [("auto", "2"), ("gzip:1", "64"), ("none", "2")] {
+        let mut running =
+            host.agent(&["backup", "capture", "shop", "--compress", method, "-j", jobs]).spawn();
         let mut peak = 0;
         while running.is_running() {
             let status =

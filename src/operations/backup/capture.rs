@@ -2,34 +2,15 @@
 //! before that leaves nothing in the list, and what was stored is taken away again.
 
 use super::super::Context;
+pub use super::subject::{Options, Subject, Written};
 use super::{lock, logical, now, physical};
-use crate::backups::manifest::{BackupId, By, FORMAT, Kind, Manifest, Needs, Physical, Table};
+use crate::backups::manifest::{BackupId, FORMAT, Kind, Manifest};
 use crate::error::{Error, Result};
-use crate::postgres::wal::{Lsn, SystemId, Timeline};
 use crate::store::sealed::Sealer;
 use crate::store::{self, catalog};
 use serde::Serialize;
 use std::io::Write;
 use std::time::Instant;
-
-/// What the operator asked for.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The database; none: the one that is not a template or `postgres`, else `postgres`. Not of a physical one.
-    pub database: Option<String>,
-    /// What kind.
-    pub kind: Kind,
-    /// Who asked.
-    pub by: By,
-    /// `auto`, `none`, METHOD[:LEVEL]; in place of the setting.
-    pub compression: Option<String>,
-    /// Processors to use; in place of the setting.
-    pub jobs: Option<usize>,
-    /// The backup's number is to be greater than this: the app has that many on its other instances.
-    pub after: Option<u32>,
-    /// Say what would be done.
-    pub dry_run: bool,
-}
 
 /// What was done.
 #[derive(Debug, Serialize)]
@@ -56,43 +37,8 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// What is backed up, found out before anything is stored.
-pub struct Subject {
-    /// Database; none of a physical backup.
-    pub database: Option<String>,
-    /// Bytes on the server's disk.
-    pub database_size: u64,
-}
-
-/// What a backup's bytes turned out to be.
-pub struct Written {
-    /// Bytes before compression.
-    pub content_size: u64,
-    /// METHOD[:LEVEL] as used.
-    pub compression: String,
-    /// The instance is a standby.
-    pub from_standby: bool,
-    /// E.g. `15.18`.
-    pub server_version: String,
-    /// E.g. 150018.
-    pub server_version_num: u32,
-    /// pg_dump's.
-    pub tool_version: Option<String>,
-    /// The cluster's.
-    pub system_id: SystemId,
-    /// Of `lsn`.
-    pub timeline: Timeline,
-    /// What was committed up to here is in it.
-    pub lsn: Lsn,
-    /// What it holds.
-    pub tables: Vec<Table>,
-    /// What a restore needs.
-    pub needs: Needs,
-    /// What only a physical one has.
-    pub physical: Option<Physical>,
-    /// What the operator should know.
-    pub warnings: Vec<String>,
-}
+/// Seconds.
+const ORPHANED_AFTER: i64 = 86_400;
 
 /// Takes one.
 pub fn run(context: Context, options: &Options) -> Result<Report> {
@@ -129,6 +75,10 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
         return Ok(report);
     }
     store.sweep()?;
+    // Bytes without a manifest: whoever stored them was killed before the last step. What is younger may be another
+    // instance's that is at that step now.
+    // They are only room that is lost: no reason to take no backup.
+    let _ = catalog::sweep_orphans(&*store, ORPHANED_AFTER);
     let started = now();
     let file = format!("{id}-{}.{}", unique(), if options.kind == Kind::Logical { "dump" } else { "tar" });
     let mut sealer = Sealer::create(&*store, instance, &file)?;

@@ -2,7 +2,7 @@
 
 use super::super::activity::target;
 use super::super::{Context, client, promote, standby};
-use super::capture::{Options, Subject, Written};
+use super::subject::{Options, Subject, Written};
 use crate::backups::manifest::{Needs, Table};
 use crate::compress::{self, Block, Compression, Form, Pool};
 use crate::error::{Error, Result};
@@ -363,8 +363,8 @@ impl Dump<'_> {
                 Ok((archive, said))
             }
             Err(Fault::Write(e)) => {
-                let place = store::open(self.context.instance)?.place();
-                Err(Error::Store { place, action: "write", why: e.to_string() })
+                let store = store::open(self.context.instance)?;
+                Err(store::stream_error(&*store, "write", &e))
             }
             Err(fault) => {
                 // A pg_dump that failed is the cause, whatever its archive looks like.

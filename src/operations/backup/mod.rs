@@ -11,6 +11,7 @@ pub mod schedule;
 mod scratch;
 pub mod url;
 pub mod verify;
+pub mod subject;
 
 use super::Context;
 use crate::backups::manifest::{BackupId, Manifest};

@@ -12,7 +12,7 @@ use super::super::enslave::here::{self, has_standby_file};
 use super::super::enslave::place::MARKER;
 use super::super::enslave::session::Backup;
 use super::super::{Context, standby};
-use super::capture::{Options, Subject, Written};
+use super::subject::{Options, Subject, Written};
 use crate::backups::manifest::{Needs, Physical, Table};
 use crate::compress::{self, Compression};
 use crate::durable::{self, Context as _};
