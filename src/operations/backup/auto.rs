@@ -280,8 +280,11 @@ impl Pass<'_> {
                     context.progress.step(format!("{}: {}, {size}", done.id, database.name));
                     done.warnings.iter().for_each(|warning| context.progress.detail(warning));
                 }
-                Err(Error::Interrupted) => return Err(Error::Interrupted),
-                Err(error) => self.failed = later(context, self.failed.take(), &database.name, error),
+                Err(error) => {
+                    // What a signal to the whole group did to a child is no failure either.
+                    process::check_interrupt()?;
+                    self.failed = later(context, self.failed.take(), &database.name, error);
+                }
             }
         }
         Ok(())
@@ -368,9 +371,7 @@ impl Pass<'_> {
                 self.begin(names)?;
             }
             let outcome = verify(context, verifying.id);
-            if matches!(outcome, Err(Error::Interrupted)) {
-                return Err(Error::Interrupted);
-            }
+            process::check_interrupt()?;
             let record = LastVerification {
                 at: now(),
                 id: verifying.id,
