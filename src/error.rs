@@ -1292,7 +1292,7 @@ impl Error {
             Error::Store { place, action, why } => {
                 (Unreachable, format!("could not {action} {place}: {why}"), "")
             } // ---- backups: taking one
-              // ---- backups: restoring and verifying
+            // ---- backups: restoring and verifying
             // ---- backups: links and the server for them
             Error::LinkKey { path } => (
                 Failed,
@@ -1303,11 +1303,13 @@ impl Error {
                 Failed,
                 format!("cannot listen on {at}: {why}"),
                 match taken {
-                    true => "another pgmahout serve, or another program, has it; stop that, or set serve_listen",
+                    true => {
+                        "another pgmahout serve, or another program, has it; stop that, or set serve_listen"
+                    }
                     false => "set serve_listen to an ADDRESS:PORT of this machine, such as 127.0.0.1:5480",
                 },
             ),
-              // ---- backups: the schedule
+            // ---- backups: the schedule
         };
         let hint = match self {
             Error::File { source, .. } => file_hint(source).to_owned(),

@@ -36,6 +36,10 @@ pub fn run(context: Context, args: &UrlArgs, json: bool) -> Result<()> {
         context.progress.warn(warning);
     }
     // Nothing but the link, so that it can be used in $( ).
-    if json { answer(&report) } else { say(&report.url) }
+    if json {
+        answer(&report)
+    } else {
+        say(&report.url)
+    }
     Ok(())
 }

@@ -129,7 +129,7 @@ fn forget_try(instance: &Instance, before: Option<&Last>) -> Result<()> {
 /// What this instance is to the schedule.
 pub enum Role {
     /// Here it runs.
-    Primary(Db),
+    Primary(Box<Db>),
     /// Here it does not.
     Idle {
         /// Why, as a sentence.
@@ -163,7 +163,7 @@ pub fn role(instance: &Instance) -> Result<Role> {
         let conninfo = standby::primary_conninfo(&mut db, &data)?;
         return idle(standby(conninfo.as_ref().and_then(address)), true);
     }
-    Ok(Role::Primary(db))
+    Ok(Role::Primary(Box::new(db)))
 }
 
 /// Does what is due.
@@ -458,7 +458,9 @@ pub fn is_bad(listed: &Listed) -> bool {
 }
 
 fn logical<'a>(listed: &'a [Listed], database: &'a str) -> impl Iterator<Item = &'a Listed> {
-    listed.iter().filter(move |l| l.manifest.kind == Kind::Logical && l.manifest.database.as_deref() == Some(database))
+    listed
+        .iter()
+        .filter(move |l| l.manifest.kind == Kind::Logical && l.manifest.database.as_deref() == Some(database))
 }
 
 /// When the last scheduled backup of a database was begun.
@@ -565,7 +567,8 @@ impl Loop<'_> {
             Err(error @ Error::Locked { .. }) => Err(error),
             Err(error) => {
                 let wait = last(self.context.instance).map(|last| last.tried).filter(|tried| !tried.ok);
-                let again = wait.map(|tried| due(None, Some(&tried), self.context.instance.backup.time, now()));
+                let again =
+                    wait.map(|tried| due(None, Some(&tried), self.context.instance.backup.time, now()));
                 self.next = match again {
                     Some(Due::Later { at, .. }) => at,
                     _ => now() + AFTER_ERROR,

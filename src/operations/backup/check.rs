@@ -135,7 +135,9 @@ impl Found {
         let limit_text = duration_text(limit.as_secs_f64());
         match age(worst) {
             // Two clocks are never quite the same.
-            a if a < -300 => (Status::Old, format!("IN THE FUTURE: {what}; its age is not known"), Some(worst)),
+            a if a < -300 => {
+                (Status::Old, format!("IN THE FUTURE: {what}; its age is not known"), Some(worst))
+            }
             a if a > limit.as_secs() as i64 => {
                 (Status::Old, format!("TOO OLD: {what}; it may be {limit_text}"), Some(worst))
             }

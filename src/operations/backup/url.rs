@@ -6,8 +6,8 @@ use crate::backups::manifest::BackupId;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
-use crate::store::{self, catalog};
 use crate::layout;
+use crate::store::{self, catalog};
 use serde::Serialize;
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -92,8 +92,7 @@ fn base_url(instance: &Instance) -> String {
 fn platform_url(instance: &Instance) -> Option<String> {
     let environment = layout::read_environment(&instance.home);
     let service = environment.get("DOTCLOUD_SERVICE_NAME")?.to_uppercase();
-    let service: String =
-        service.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    let service: String = service.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     let number = environment.get("DOTCLOUD_SERVICE_ID")?;
     let of = |what: &str| environment.get(&format!("DOTCLOUD_{service}_BACKUPS_{what}_{number}"));
     match of("URL") {
