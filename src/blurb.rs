@@ -861,6 +861,9 @@ mod tests {
         assert_eq!(chosen(&[("postgresql", "tcp://h:4"), ("other", "tcp://h:3"), ssh]), 4);
         assert_eq!(chosen(&[("db", "tcp://h:5"), ("web", "http://h/"), ssh]), 5);
         assert_eq!(chosen(&[("db", "pgsql://h"), ssh]), 5432);
+        // The recipe's port of downloads stands beside it, whatever PostgreSQL's is called.
+        assert_eq!(chosen(&[ssh, ("backups", "http://h:6/"), ("pgsql", "tcp://h:2")]), 2);
+        assert_eq!(chosen(&[ssh, ("backups", "http://h:6/"), ("db", "tcp://h:5")]), 5);
         let several = with_ports(&[("one", "tcp://h:3"), ("two", "tcp://h:4"), ssh]);
         let error = Blurb::parse(several.as_bytes(), None).unwrap_err();
         assert_eq!(error.to_string(), "several ports could be PostgreSQL's: one, two");

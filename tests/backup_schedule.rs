@@ -64,7 +64,7 @@ fn the_schedule_replicates_and_its_new_primary_takes_over() {
         // Its own store is empty: it is due at once. The old one is fenced, and leaves it alone.
         shelve(&primary, "a001", "postgres", tonight() + 1, b"tonight's");
         assert!(says(&primary, &["auto", "--dry-run"]).contains("postgres: not before "), "{major}");
-        standby.promote(&["--fence"]);
+        standby.agent(&["promote", "--fence"]).stdin(primary.blurb()).run().ok();
         let due = says(&standby, &["auto", "--dry-run"]);
         assert_eq!(due, "postgres: would be backed up: there is no scheduled backup yet\n", "{major}");
         let idle = says(&primary, &["auto"]);
@@ -206,6 +206,7 @@ fn check_is_one_line_and_an_exit_code() {
     set_verified(&host, "a002", now() - 60, true);
 
     // What the schedule did last is known after it.
+    host.account.mkdir(&host.home.join(".pgmahout"), 0o700);
     let last = |text: String| host.account.write(&host.home.join(".pgmahout/backup-last.json"), text, 0o600);
     let tried = |ok: bool, over: bool, error: &str| {
         format!(
@@ -261,7 +262,7 @@ fn the_loop_waits_survives_restarts_and_ends_at_once() {
 
     // Tonight's is in the store that both would have if it were shared; here the standby finds its own.
     shelve(&standby, "a001", "postgres", tonight() + 1, b"tonight's");
-    standby.promote(&["--fence"]);
+    standby.agent(&["promote", "--fence"]).stdin(primary.blurb()).run().ok();
     until("the old one stops", 90, || loops[0].stderr().contains("db.0 is fenced: "));
     until("the new one takes over", 90, || loops[1].stderr().contains("the next backup is due at "));
     for running in loops {

@@ -329,7 +329,7 @@ fn the_key_is_this_instances_own_and_two_do_not_listen() {
     let second = host.agent(&["serve"]).run();
     second.fails(
         1,
-        &format!("cannot listen on 127.0.0.1:{port}: Address in use (os error 98)"),
+        &format!("cannot listen on 127.0.0.1:{port}: Address already in use (os error 98)"),
         "another pgmahout serve, or another program, has it; stop that, or set serve_listen",
     );
     let odd = host.agent(&["serve"]).env("PGMAHOUT_SERVE_LISTEN", "nowhere").run();

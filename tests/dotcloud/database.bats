@@ -5,7 +5,15 @@ load helper
 
 setup_file() {
     set_scene
-    printf '#!/bin/sh\necho "agent: $*"\n' >"$scene/agent"
+    # Its two programs go on until they are ended
+    cat >"$scene/agent" <<'END'
+#!/bin/sh
+case $* in
+    "backup auto --loop") exec sleep 1000000 ;;
+    serve) exec python3 -m http.server --bind 127.0.0.1 "$PORT_BACKUPS" ;;
+esac
+echo "agent: $*"
+END
     chmod +x "$scene/agent"
     export PGMAHOUT_BINARY=$scene/agent
     export DOTCLOUD_START_TIMEOUT=60
@@ -89,6 +97,24 @@ is_state() {
         -p "$(jq -r .DOTCLOUD_DB_SSH_PORT_0 environment.json)" "$USER@127.0.0.1" "echo \$DOTCLOUD_SERVICE_ID; pgmahout source"' >"$BATS_TEST_TMPDIR/out"
     [ "$(<"$BATS_TEST_TMPDIR/out")" = $'0\nagent: source' ]
     [ "$(dotcloud run db.1 'PGPASSWORD=$(<password) psql -p "$(jq -r .DOTCLOUD_DB_PGSQL_PORT_0 environment.json)" -Atc "select one from kept"')" = 1 ]
+}
+
+@test "the schedule and the downloads have programs of their own, which a restart of the server leaves alone" {
+    pid_of() {
+        dotcloud run db.0 supervisorctl -c supervisord.conf pid "$1"
+    }
+    [ "$(dotcloud ps db.0 --json | jq -r '[.[] | "\(.process) \(.state)"] | sort | join(", ")')" = \
+        "backups RUNNING, postgres RUNNING, serve RUNNING, sshd RUNNING" ]
+    before="$(pid_of backups) $(pid_of serve)"
+    dotcloud run db.0 'supervisorctl -c supervisord.conf restart postgres'
+    [ "$(pid_of backups) $(pid_of serve)" = "$before" ]
+    # Its port is another one on each instance, and the blurb has PostgreSQL's as before
+    [ "$(dotcloud info db.0 --json | jq -r '[.ports[].name] | join(" ")')" = "ssh pgsql backups" ]
+    url=$(dotcloud info db.0 --json | jq -r '.ports[] | select(.name == "backups").url')
+    [[ $url =~ ^http://127\.0\.0\.1:[0-9]+/$ ]]
+    [ "$(dotcloud run db.1 'jq -r .DOTCLOUD_DB_BACKUPS_URL_0 environment.json')" = "$url" ]
+    [ "$(port db.0 backups)" != "$(port db.1 backups)" ]
+    [ "$(curl -s -o /dev/null -w '%{http_code}' "$url")" = 200 ]
 }
 
 @test "a crash restarts the server" {

@@ -122,7 +122,7 @@ fn forget_try(instance: &Instance, before: Option<&Last>) -> Result<()> {
 /// What this instance is to the schedule.
 pub enum Role {
     /// Here it runs.
-    Primary(Db),
+    Primary(Box<Db>),
     /// Here it does not.
     Idle {
         /// Why, as a sentence.
@@ -156,7 +156,7 @@ pub fn role(instance: &Instance) -> Result<Role> {
         let conninfo = standby::primary_conninfo(&mut db, &data)?;
         return idle(standby(conninfo.as_ref().and_then(address)), true);
     }
-    Ok(Role::Primary(db))
+    Ok(Role::Primary(Box::new(db)))
 }
 
 /// Does what is due.
@@ -279,8 +279,11 @@ impl Pass<'_> {
                     context.progress.step(format!("{}: {}, {size}", done.id, database.name));
                     done.warnings.iter().for_each(|warning| context.progress.detail(warning));
                 }
-                Err(Error::Interrupted) => return Err(Error::Interrupted),
-                Err(error) => self.failed = later(context, self.failed.take(), &database.name, error),
+                Err(error) => {
+                    // What a signal to the whole group did to a child is no failure either.
+                    process::check_interrupt()?;
+                    self.failed = later(context, self.failed.take(), &database.name, error);
+                }
             }
         }
         Ok(())
@@ -367,9 +370,7 @@ impl Pass<'_> {
                 self.begin(names)?;
             }
             let outcome = verify(context, verifying.id);
-            if matches!(outcome, Err(Error::Interrupted)) {
-                return Err(Error::Interrupted);
-            }
+            process::check_interrupt()?;
             let record = LastVerification {
                 at: now(),
                 id: verifying.id,
