@@ -15,7 +15,12 @@ use std::time::Duration;
 const ODD: &str = "Ünï 'q\" = $x";
 
 fn host(pg: Pg) -> Host {
-    Site::new().host("db.0").pg(pg).setting("max_prepared_transactions", "2").setting("wal_level", "logical").build()
+    Site::new()
+        .host("db.0")
+        .pg(pg)
+        .setting("max_prepared_transactions", "2")
+        .setting("wal_level", "logical")
+        .build()
 }
 
 /// A database with some of everything.
@@ -87,7 +92,10 @@ fn round_trip(host: &Host) {
         let (before, were) = (contents(host, database), properties(host, database));
         assert!(before.len() > 40 && were.len() >= 4, "{before:?} {were:?}");
         let id = backup(host, database);
-        host.exec_in(database, "DROP TABLE orders CASCADE; UPDATE customers SET name = 'x' || name; SELECT lo_unlink(4242)");
+        host.exec_in(
+            database,
+            "DROP TABLE orders CASCADE; UPDATE customers SET name = 'x' || name; SELECT lo_unlink(4242)",
+        );
         host.exec_in(database, "CREATE TABLE later AS SELECT 1");
         let secret = Argv::watch(&host.password);
         let report = restored(host, &[&id, "--confirm", "db.0"]);
@@ -146,7 +154,9 @@ fn a_newer_pg_restore_restores_to_an_older_server() {
         drop_database(&host, "shop");
         restore(&host, &[&id]).fails(
             1,
-            "no pg_restore of version 18 or later is here (the newest is 15.18)".replace("15.18", &newest()).as_str(),
+            "no pg_restore of version 18 or later is here (the newest is 15.18)"
+                .replace("15.18", &newest())
+                .as_str(),
             "apt-get install postgresql-client-18, or pgmahout build-version 18 --no-switch",
         );
         let path = format!("{}:/usr/bin:/bin", full18().bin.display());
@@ -166,7 +176,11 @@ fn a_newer_pg_restore_restores_to_an_older_server() {
 }
 
 fn newest() -> String {
-    must(account().command(Pg::client("pg_restore")).arg("--version")).split_whitespace().nth(2).unwrap().into()
+    must(account().command(Pg::client("pg_restore")).arg("--version"))
+        .split_whitespace()
+        .nth(2)
+        .unwrap()
+        .into()
 }
 
 #[test]
@@ -238,8 +252,8 @@ fn what_cannot_be_is_refused_before_anything_is_touched() {
     assert_eq!(host.column("postgres", "SELECT datname FROM pg_database ORDER BY 1"), databases);
     no_leftovers(&host);
 
-    host.exec_in("shop", "BEGIN; INSERT INTO empty DEFAULT VALUES; PREPARE TRANSACTION 'half'");
     host.exec_in("shop", "SELECT pg_create_logical_replication_slot('feed', 'test_decoding')");
+    host.exec_in("shop", "BEGIN; INSERT INTO empty DEFAULT VALUES; PREPARE TRANSACTION 'half'");
     restore(&host, &[&id, "--confirm", "db.0"]).fails(
         1,
         "shop cannot be replaced while it has the logical replication slot feed, the prepared transaction half",
@@ -276,7 +290,10 @@ fn without_its_roles_all_belongs_to_the_databases_owner() {
     assert_eq!(now, rows);
     let owners = "SELECT DISTINCT relowner::regrole FROM pg_class WHERE oid >= 16384 AND relnamespace <> 99";
     assert_eq!(host.column("shop", owners), ["owner"]);
-    assert_eq!(host.one_in("shop", "SELECT DISTINCT lomowner::regrole FROM pg_largeobject_metadata"), "owner");
+    assert_eq!(
+        host.one_in("shop", "SELECT DISTINCT lomowner::regrole FROM pg_largeobject_metadata"),
+        "owner"
+    );
     assert_eq!(host.one("SELECT datdba::regrole FROM pg_database WHERE datname = 'shop'"), "owner");
     no_leftovers(&host);
     // A new one belongs to the superuser.
@@ -312,7 +329,12 @@ impl App {
     fn start(host: &Host, database: &str) -> App {
         let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut config = postgres::Config::new();
-        config.host("127.0.0.1").port(host.port).user(&host.superuser).password(&host.password).dbname(database);
+        config
+            .host("127.0.0.1")
+            .port(host.port)
+            .user(&host.superuser)
+            .password(&host.password)
+            .dbname(database);
         let threads = (0..6)
             .map(|_| {
                 let (config, stop, written) = (config.clone(), stop.clone(), written.clone());
@@ -347,7 +369,10 @@ fn an_app_that_connects_all_the_time_does_not_prevent_the_swap() {
     for pg in [Pg::embedded("11"), Pg::debian15(), full18()] {
         let host = host(pg);
         host.exec("CREATE DATABASE shop");
-        host.exec_in("shop", "CREATE TABLE journal (n serial); CREATE TABLE mark (m int); INSERT INTO mark VALUES (1)");
+        host.exec_in(
+            "shop",
+            "CREATE TABLE journal (n serial); CREATE TABLE mark (m int); INSERT INTO mark VALUES (1)",
+        );
         let id = backup(&host, "shop");
         host.exec_in("shop", "UPDATE mark SET m = 2");
         let app = App::start(&host, "shop");
@@ -406,7 +431,10 @@ fn a_backup_that_is_not_sound_changes_nothing() {
         "use another backup; pgmahout backup list shows them",
     );
     // Rows that no constraint lets in again.
-    host.exec_in("shop", "SET session_replication_role = replica; INSERT INTO orders (customer) VALUES (999999)");
+    host.exec_in(
+        "shop",
+        "SET session_replication_role = replica; INSERT INTO orders (customer) VALUES (999999)",
+    );
     let id = backup(&host, "shop");
     let output = restore(&host, &[&id, "--confirm", "db.0"]);
     assert_eq!(output.code, 1);
@@ -431,7 +459,8 @@ fn a_full_disk_and_a_killed_pg_restore_change_nothing() {
     about.database_size = 1;
     let id = put(&host, &bytes, about).to_string();
     let filler = disk.path.join("filler");
-    let free = || nix::sys::statvfs::statvfs(&disk.path).map(|s| s.blocks_available() * s.fragment_size()).unwrap();
+    let free =
+        || nix::sys::statvfs::statvfs(&disk.path).map(|s| s.blocks_available() * s.fragment_size()).unwrap();
     host.account.write(&filler, vec![1; (free() - (30 << 20)) as usize], 0o600);
     let output = restore(&host, &[&id, "--confirm", "db.0"]);
     assert_eq!(output.code, 1);
@@ -467,7 +496,10 @@ fn a_full_disk_and_a_killed_pg_restore_change_nothing() {
 fn killed_at_any_instant_the_database_is_whole_and_the_next_run_cleans_up() {
     let host = host(Pg::debian15());
     host.exec("CREATE DATABASE shop");
-    host.exec_in("shop", "CREATE TABLE t AS SELECT g, md5(g::text) FROM generate_series(1, 20000) g; CREATE INDEX ON t (g)");
+    host.exec_in(
+        "shop",
+        "CREATE TABLE t AS SELECT g, md5(g::text) FROM generate_series(1, 20000) g; CREATE INDEX ON t (g)",
+    );
     let id = backup(&host, "shop");
     host.exec_in("shop", "DELETE FROM t WHERE g = 1");
     let arguments = ["backup", "restore", &id, "--confirm", "db.0"];
@@ -483,7 +515,8 @@ fn killed_at_any_instant_the_database_is_whole_and_the_next_run_cleans_up() {
             }
             let output = running.wait();
             if signal == Signal::SIGTERM {
-                assert!([0, 5].contains(&output.code), "{output:?}");
+                // Before it has learnt to hear signals it has done nothing yet.
+                assert!([0, 5, -15].contains(&output.code), "{output:?}");
                 no_leftovers(&host);
             }
             match host.one_in("shop", "SELECT count(*) FROM t").as_str() {
@@ -491,7 +524,8 @@ fn killed_at_any_instant_the_database_is_whole_and_the_next_run_cleans_up() {
                 "20000" => new += 1,
                 other => panic!("{other} rows after {n}"),
             }
-            left += host.column("postgres", "SELECT 1 FROM pg_database WHERE datname LIKE '%pgmahout%'").len();
+            left +=
+                host.column("postgres", "SELECT 1 FROM pg_database WHERE datname LIKE '%pgmahout%'").len();
         }
     }
     assert!(old > 10 && new > 3 && left > 3, "{old} old, {new} new, {left} left");
@@ -586,14 +620,15 @@ fn a_backup_comes_from_another_instance() {
     let id = backup(&giver, "shop");
     taker.exec("CREATE ROLE clerk; CREATE ROLE \"the \"\"Reader\"\"\"");
     let get = |arguments: &[&str]| {
-        let all: Vec<&str> = ["backup", "restore"].iter().chain(arguments).chain(&["--from-blurb"]).copied().collect();
+        let all: Vec<&str> =
+            ["backup", "restore"].iter().chain(arguments).chain(&["--from-blurb"]).copied().collect();
         taker.agent(&all).stdin(giver.blurb()).run()
     };
     get(&[&id]).ok();
     assert_eq!(contents(&taker, "shop"), before);
     get(&["b099", "x"]).fails(
         1,
-        &format!("127.0.0.1:{}: there is no backup b099 in {}", giver.ssh_port, directory(&giver).display()),
+        &format!("there is no backup b099 in {}", directory(&giver).display()),
         "pgmahout backup list shows those that are",
     );
     let mut bytes = std::fs::read(file(&giver, &id)).unwrap();

@@ -10,7 +10,8 @@ use nix::sys::signal::Signal;
 
 fn host(pg: Pg) -> Host {
     let host = Site::new().host("db.0").pg(pg).build();
-    host.exec("CREATE ROLE clerk; CREATE DATABASE \"shop = 'ü'\" OWNER clerk");
+    host.exec("CREATE ROLE clerk");
+    host.exec("CREATE DATABASE \"shop = 'ü'\" OWNER clerk");
     host.exec_in(
         SHOP,
         "CREATE EXTENSION hstore; CREATE TABLE t (a serial PRIMARY KEY, b text UNIQUE, c hstore); ALTER TABLE t OWNER TO clerk; \
@@ -52,7 +53,10 @@ fn sockets() -> usize {
 #[test]
 fn a_good_backup_is_proven() {
     for (pg, checked) in [
-        (Pg::embedded("11"), "amcheck found nothing wrong with B-tree indexes; the pages of tables were only read"),
+        (
+            Pg::embedded("11"),
+            "amcheck found nothing wrong with B-tree indexes; the pages of tables were only read",
+        ),
         (Pg::debian15(), "found nothing wrong with tables and B-tree indexes"),
         (full18(), "found nothing wrong with tables and B-tree indexes"),
     ] {
@@ -122,8 +126,7 @@ fn what_this_machine_lacks_is_not_the_backups_fault() {
     let bin = host.home.join("only");
     host.account.mkdir(&bin, 0o755);
     std::os::unix::fs::symlink(host.pg.bin.join("postgres"), bin.join("postgres")).unwrap();
-    let output =
-        host.agent(&["backup", "verify", &id]).env("PGMAHOUT_BIN_DIRECTORY", bin.as_os_str()).run();
+    let output = host.agent(&["backup", "verify", &id]).env("PGMAHOUT_BIN_DIRECTORY", bin.as_os_str()).run();
     assert_eq!(output.code, 1);
     output.says("there is no initdb in ");
     for id in [&id, &lacking] {
@@ -154,11 +157,16 @@ fn a_full_disk_in_the_middle_is_not_the_backups_fault() {
 #[test]
 fn killed_or_interrupted_it_leaves_nothing_for_long() {
     let host = host(Pg::debian15());
-    host.exec_in(SHOP, "CREATE INDEX ON t (b); INSERT INTO t (b) SELECT 'x' || g FROM generate_series(1, 50000) g");
+    host.exec_in(
+        SHOP,
+        "CREATE INDEX ON t (b); INSERT INTO t (b) SELECT 'x' || g FROM generate_series(1, 50000) g",
+    );
     let id = backup(&host, SHOP);
     let whole = verify(&host, &id).ok().elapsed;
     std::fs::remove_file(directory(&host).join(format!("{id}.verified.json"))).unwrap();
-    for (n, signal) in [(2, Signal::SIGTERM), (3, Signal::SIGKILL), (5, Signal::SIGTERM), (6, Signal::SIGKILL)] {
+    for (n, signal) in
+        [(2, Signal::SIGTERM), (3, Signal::SIGKILL), (5, Signal::SIGTERM), (6, Signal::SIGKILL)]
+    {
         let mut running = host.agent(&["backup", "verify", &id]).spawn();
         std::thread::sleep(whole * n / 10);
         assert!(running.is_running());

@@ -72,7 +72,8 @@ pub fn manifest(host: &Host, database: &str, bytes: &[u8]) -> Manifest {
         rows.iter().filter_map(|row| row.split_once('=')).map(|(a, b)| (a.into(), b.into())).collect()
     };
     let one = |sql: &str| Some(host.one_in(database, sql)).filter(|text| !text.is_empty());
-    let of = |column: &str| one(&format!("SELECT {column} FROM pg_database WHERE datname = current_database()"));
+    let of =
+        |column: &str| one(&format!("SELECT {column} FROM pg_database WHERE datname = current_database()"));
     let number: u32 = host.one("SHOW server_version_num").parse().unwrap();
     Manifest {
         format: FORMAT,
@@ -167,6 +168,8 @@ pub fn file(host: &Host, id: &str) -> PathBuf {
 /// Everything in a database that a restore has to bring back, as texts that can be compared.
 pub fn contents(host: &Host, database: &str) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
+    // Or names would be shown as the database's own search_path lets them be.
+    host.exec_in(database, "SET search_path = pg_catalog");
     let relations = host.column(
         database,
         "SELECT relkind::text || format('%I.%I', nspname, relname) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace \
@@ -202,7 +205,9 @@ pub fn contents(host: &Host, database: &str) -> BTreeSet<String> {
 
 /// Drops a database although this test itself has a connection to it.
 pub fn drop_database(host: &Host, name: &str) {
-    host.exec(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $q${name}$q$"));
+    host.exec(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $q${name}$q$"
+    ));
     until("its sessions are gone", 10, || {
         host.one(&format!("SELECT count(*) FROM pg_stat_activity WHERE datname = $q${name}$q$")) == "0"
     });
@@ -232,6 +237,7 @@ pub fn no_leftovers(host: &Host) {
     );
     assert!(found.is_empty(), "left: {found:?}");
     let state = host.home.join(".pgmahout");
-    let files: Vec<_> = std::fs::read_dir(&state).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
+    let files: Vec<_> =
+        std::fs::read_dir(&state).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
     assert!(files.iter().all(|name| name == "backup.lock"), "left: {files:?}");
 }
