@@ -79,7 +79,7 @@ impl Scratch {
             "--no-locale",
             "--encoding=UTF8",
             "--username",
-            SUPERUSER,
+            &context.instance.user,
         ]);
         command.arg("--pgdata").arg(self.data()).env("LC_ALL", "C");
         let failed = |error: Error| Error::NoScratchCluster { why: error.to_string() };
