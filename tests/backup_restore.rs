@@ -519,6 +519,8 @@ fn killed_at_any_instant_the_database_is_whole_and_the_next_run_cleans_up() {
                 assert!([0, 5, -15].contains(&output.code), "{output:?}");
                 no_leftovers(&host);
             }
+            // Whoever connects at the very moment of the swap is told that it has been renamed just now.
+            until("shop is there", 5, || host.try_sql("shop").is_ok());
             match host.one_in("shop", "SELECT count(*) FROM t").as_str() {
                 "19999" => old += 1,
                 "20000" => new += 1,

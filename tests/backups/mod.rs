@@ -200,6 +200,7 @@ pub fn contents(host: &Host, database: &str) -> BTreeSet<String> {
     ] {
         all.extend(host.column(database, sql));
     }
+    host.exec_in(database, "RESET search_path");
     all
 }
 
