@@ -252,8 +252,8 @@ fn what_cannot_be_is_refused_before_anything_is_touched() {
     assert_eq!(host.column("postgres", "SELECT datname FROM pg_database ORDER BY 1"), databases);
     no_leftovers(&host);
 
-    host.exec_in("shop", "BEGIN; INSERT INTO empty DEFAULT VALUES; PREPARE TRANSACTION 'half'");
     host.exec_in("shop", "SELECT pg_create_logical_replication_slot('feed', 'test_decoding')");
+    host.exec_in("shop", "BEGIN; INSERT INTO empty DEFAULT VALUES; PREPARE TRANSACTION 'half'");
     restore(&host, &[&id, "--confirm", "db.0"]).fails(
         1,
         "shop cannot be replaced while it has the logical replication slot feed, the prepared transaction half",
@@ -515,9 +515,12 @@ fn killed_at_any_instant_the_database_is_whole_and_the_next_run_cleans_up() {
             }
             let output = running.wait();
             if signal == Signal::SIGTERM {
-                assert!([0, 5].contains(&output.code), "{output:?}");
+                // Before it has learnt to hear signals it has done nothing yet.
+                assert!([0, 5, -15].contains(&output.code), "{output:?}");
                 no_leftovers(&host);
             }
+            // Whoever connects at the very moment of the swap is told that it has been renamed just now.
+            until("shop is there", 5, || host.try_sql("shop").is_ok());
             match host.one_in("shop", "SELECT count(*) FROM t").as_str() {
                 "19999" => old += 1,
                 "20000" => new += 1,
@@ -627,7 +630,7 @@ fn a_backup_comes_from_another_instance() {
     assert_eq!(contents(&taker, "shop"), before);
     get(&["b099", "x"]).fails(
         1,
-        &format!("127.0.0.1:{}: there is no backup b099 in {}", giver.ssh_port, directory(&giver).display()),
+        &format!("there is no backup b099 in {}", directory(&giver).display()),
         "pgmahout backup list shows those that are",
     );
     let mut bytes = std::fs::read(file(&giver, &id)).unwrap();

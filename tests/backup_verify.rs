@@ -10,7 +10,8 @@ use nix::sys::signal::Signal;
 
 fn host(pg: Pg) -> Host {
     let host = Site::new().host("db.0").pg(pg).build();
-    host.exec("CREATE ROLE clerk; CREATE DATABASE \"shop = 'ü'\" OWNER clerk");
+    host.exec("CREATE ROLE clerk");
+    host.exec("CREATE DATABASE \"shop = 'ü'\" OWNER clerk");
     host.exec_in(
         SHOP,
         "CREATE EXTENSION hstore; CREATE TABLE t (a serial PRIMARY KEY, b text UNIQUE, c hstore); ALTER TABLE t OWNER TO clerk; \

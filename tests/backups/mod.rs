@@ -168,6 +168,8 @@ pub fn file(host: &Host, id: &str) -> PathBuf {
 /// Everything in a database that a restore has to bring back, as texts that can be compared.
 pub fn contents(host: &Host, database: &str) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
+    // Or names would be shown as the database's own search_path lets them be.
+    host.exec_in(database, "SET search_path = pg_catalog");
     let relations = host.column(
         database,
         "SELECT relkind::text || format('%I.%I', nspname, relname) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace \
@@ -198,6 +200,7 @@ pub fn contents(host: &Host, database: &str) -> BTreeSet<String> {
     ] {
         all.extend(host.column(database, sql));
     }
+    host.exec_in(database, "RESET search_path");
     all
 }
 

@@ -28,10 +28,6 @@ const SOCKET_LINK: &str = "socket";
 /// A PostgreSQL without work stops at once; with `fsync` off too.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
-/// Not to be had by accident among those of a cluster, and nobody's password is needed: only this account reaches
-/// the socket.
-pub const SUPERUSER: &str = "pgmahout_verify";
-
 /// What is loaded into every process.
 const LIBRARIES: &str = "shared_preload_libraries";
 
@@ -73,7 +69,8 @@ impl Scratch {
         self.keep = true;
     }
 
-    /// A new cluster in it. Its databases bring their own encoding and locale.
+    /// A new cluster in it, with the instance's own superuser, whom dumps name as owner without needing to say so. Its
+    /// databases bring their own encoding and locale. Nobody's password is needed: only this account reaches the socket.
     pub fn initdb(&self, context: Context) -> Result<()> {
         let mut command = Command::new(context.instance.program("initdb")?);
         command.args([
@@ -82,25 +79,20 @@ impl Scratch {
             "--no-locale",
             "--encoding=UTF8",
             "--username",
-            SUPERUSER,
+            &context.instance.user,
         ]);
         command.arg("--pgdata").arg(self.data()).env("LC_ALL", "C");
         let failed = |error: Error| Error::NoScratchCluster { why: error.to_string() };
         process::run(&mut command, Duration::from_secs(300)).map(drop).map_err(failed)
     }
 
-    /// Starts its server, to be reached as `user`, with the libraries of the backup's server where they are here. The
+    /// Starts its server, with the libraries of the backup's server where they are here. The
     /// value says what is missing.
-    pub fn start(
-        &mut self,
-        context: Context,
-        user: &str,
-        settings: &BTreeMap<String, String>,
-    ) -> Result<Option<String>> {
+    pub fn start(&mut self, context: Context, settings: &BTreeMap<String, String>) -> Result<Option<String>> {
         let libraries = settings.get(LIBRARIES).filter(|libraries| !libraries.trim().is_empty());
-        match self.try_start(context, user, settings, libraries.map_or("", String::as_str)) {
+        match self.try_start(context, settings, libraries.map_or("", String::as_str)) {
             Err(error) if libraries.is_some() && process::check_interrupt().is_ok() => {
-                self.try_start(context, user, settings, "")?;
+                self.try_start(context, settings, "")?;
                 let libraries = libraries.expect("looked at");
                 Ok(Some(format!("the server ran without {LIBRARIES} = {libraries} ({error})")))
             }
@@ -111,7 +103,6 @@ impl Scratch {
     fn try_start(
         &mut self,
         context: Context,
-        user: &str,
         settings: &BTreeMap<String, String>,
         libraries: &str,
     ) -> Result<()> {
@@ -157,7 +148,7 @@ impl Scratch {
         }
         let program = "postgres".to_owned();
         self.server = Some(command.spawn().map_err(|source| Error::Spawn { program, source })?);
-        let target = self.target(context, user);
+        let target = self.target(context);
         let limit = context.instance.start_timeout;
         let said = || fs::read_to_string(&log).unwrap_or_default();
         let ready = process::wait_for(limit, || {
@@ -175,13 +166,13 @@ impl Scratch {
         })
     }
 
-    /// Its server as a role.
-    pub fn target(&self, context: Context, user: &str) -> Target {
+    /// Its server, as its superuser.
+    pub fn target(&self, context: Context) -> Target {
         Target {
             label: "the throw-away cluster".into(),
             host: self.socket.display().to_string(),
             port: 5432,
-            user: user.into(),
+            user: context.instance.user.clone(),
             password: None,
             database: "postgres".into(),
             timeout: context.instance.connect_timeout,

@@ -4,7 +4,7 @@
 use super::super::Context;
 use super::restore::fill::{self, Filling, Passfile};
 use super::restore::{logical, physical, source, swap, tools};
-use super::scratch::{SUPERUSER, Scratch};
+use super::scratch::Scratch;
 use super::{lock, now};
 use crate::backups::manifest::{BackupId, Kind, Manifest, Verified};
 use crate::durable;
@@ -129,7 +129,13 @@ fn is_of_the_backup(error: &Error, scratch: &mut Scratch) -> bool {
     match error {
         Error::BackupDamaged { .. } | Error::RestoredDiffers { .. } | Error::StructureDamaged { .. } => true,
         Error::RestoreFailed { status, said, .. } => {
-            let of_machine = ["No space left", "out of memory", "could not connect", "connection to server"];
+            let of_machine = [
+                "No space left",
+                "out of memory",
+                "could not connect",
+                "connection to server",
+                "ERROR:  role ",
+            ];
             scratch.is_alive()
                 && !status.contains("signal")
                 && !of_machine.iter().any(|text| said.contains(text))
@@ -152,12 +158,11 @@ fn dump(
     let archive = opened.archive(context)?;
     progress.step(format!("restoring {} into a throw-away cluster of PostgreSQL {server}", manifest.id));
     scratch.initdb(context)?;
-    let mut remarks: Vec<String> =
-        scratch.start(context, SUPERUSER, &manifest.needs.settings)?.into_iter().collect();
-    let target = scratch.target(context, SUPERUSER);
+    let mut remarks: Vec<String> = scratch.start(context, &manifest.needs.settings)?.into_iter().collect();
+    let target = scratch.target(context);
     let mut db = Db::connect(&target)?;
     logical::check_extensions(&mut db, manifest, context.instance.name.clone())?;
-    for role in manifest.needs.roles.iter().filter(|role| *role != SUPERUSER) {
+    for role in manifest.needs.roles.iter().filter(|role| **role != context.instance.user) {
         db.run(&format!("CREATE ROLE {}", identifier(role)))?;
     }
     let (new, warning) = swap::create(&mut db, &target, "verify", None, Some(&manifest.needs))?;
@@ -204,10 +209,9 @@ fn cluster(
     jobs: usize,
 ) -> Result<Seen> {
     physical::extract(context, &mut opened.bytes, Some(manifest), &scratch.data(), &BTreeMap::new())?;
-    let user = &context.instance.user;
     context.progress.step(format!("starting {} as a throw-away cluster", manifest.id));
-    let remark = scratch.start(context, user, &manifest.needs.settings)?;
-    let target = scratch.target(context, user);
+    let remark = scratch.start(context, &manifest.needs.settings)?;
+    let target = scratch.target(context);
     let mut db = Db::connect(&target)?;
     let server = db.version;
     let sql = "SELECT datname::text FROM pg_database WHERE datallowconn ORDER BY 1";

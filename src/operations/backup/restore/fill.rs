@@ -255,9 +255,14 @@ fn count(
 ) -> Result<Rows> {
     context.progress.begin_about("count", tables.len() as u64, "tables");
     let (next, done, warned) = (Mutex::new(tables.iter()), Mutex::new(Rows::new()), Mutex::new(Vec::new()));
-    let work = || -> Result<()> {
+    // All connections before any thread: OpenSSL is built without threads where it is linked statically.
+    let connect = |_| {
         let mut db = Db::connect(target)?;
         db.run("SET statement_timeout = 0; SET synchronous_commit = off")?;
+        Ok(db)
+    };
+    let connections = (0..jobs.clamp(1, tables.len().max(1))).map(connect).collect::<Result<Vec<Db>>>()?;
+    let work = |db: &mut Db| -> Result<()> {
         loop {
             process::check_interrupt()?;
             let Some(table) = next.lock().expect("no panic").next() else { return Ok(()) };
@@ -274,12 +279,17 @@ fn count(
             context.progress.add(1);
         }
     };
-    let outcome: Vec<Result<()>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..jobs.clamp(1, tables.len().max(1))).map(|_| scope.spawn(work)).collect();
+    // The connections come back, to be closed one after the other too.
+    let outcome: Vec<(Result<()>, Db)> = std::thread::scope(|scope| {
+        let start = |mut db: Db| {
+            let work = &work;
+            scope.spawn(move || (work(&mut db), db))
+        };
+        let threads: Vec<_> = connections.into_iter().map(start).collect();
         threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
     context.progress.end();
-    outcome.into_iter().collect::<Result<()>>()?;
+    outcome.into_iter().map(|(outcome, _)| outcome).collect::<Result<()>>()?;
     warnings.extend(warned.into_inner().expect("no panic"));
     Ok(done.into_inner().expect("no panic"))
 }
