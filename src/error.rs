@@ -1626,8 +1626,6 @@ impl Error {
                 format!("no throw-away cluster could be made: {why}"),
                 "this says nothing about the backup",
             ),
-            } // ---- backups: taking one
-            // ---- backups: restoring and verifying
             // ---- backups: links and the server for them
             Error::LinkKey { path } => (
                 Failed,
@@ -1644,7 +1642,6 @@ impl Error {
                     false => "set serve_listen to an ADDRESS:PORT of this machine, such as 127.0.0.1:5480",
                 },
             ),
-            // ---- backups: the schedule
         };
         let hint = match self {
             Error::File { source, .. } => file_hint(source).to_owned(),

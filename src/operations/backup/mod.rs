@@ -9,9 +9,9 @@ pub mod physical;
 pub mod restore;
 pub mod schedule;
 mod scratch;
+pub mod subject;
 pub mod url;
 pub mod verify;
-pub mod subject;
 
 use super::Context;
 use crate::backups::manifest::{BackupId, Manifest};
