@@ -6,9 +6,11 @@ use super::tools::Tool;
 use crate::backups::manifest::Manifest;
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::postgres::plan::machine_memory;
 use crate::process;
 use crate::sql::{Db, Target, identifier};
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -52,7 +54,10 @@ impl Filling<'_> {
         client::point(&mut command, self.target);
         let _passfile = Passfile::write(context, self.target, &mut command)?;
         // Its messages are read here. What a crash of the server would lose is made anew anyway.
-        command.env("LC_ALL", "C").env("PGOPTIONS", "-c lc_messages=C -c synchronous_commit=off");
+        let memory = sorting_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), self.jobs);
+        let options =
+            format!("-c lc_messages=C -c synchronous_commit=off -c maintenance_work_mem={memory}MB");
+        command.env("LC_ALL", "C").env("PGOPTIONS", options);
         command.env("PGAPPNAME", "pgmahout restore");
         command.args(["--verbose", "--no-password", "--format=custom"]);
         // A newer pg_restore sets what an older server does not know, and that is to be its only error.
@@ -94,6 +99,14 @@ impl Filling<'_> {
         let text = said.error().or_else(|| said.last.clone()).unwrap_or_else(|| "it said nothing".into());
         Error::RestoreFailed { program: "pg_restore".into(), status: status.into(), said: text }
     }
+}
+
+/// Megabytes that each job's index builds may use: what is free now, of which most is left to the server and its
+/// cache.
+fn sorting_memory(meminfo: &str, jobs: usize) -> u64 {
+    let available = machine_memory(meminfo).map_or(0, |(_, available)| available);
+    // An index build uses it once more for each of its parallel workers, two as a rule.
+    (available / 16 / jobs.max(1) as u64 >> 20).clamp(64, 1024)
 }
 
 /// A passfile for the time that a program runs. What a kill leaves is readable for its owner only, and is written
@@ -255,7 +268,7 @@ fn count(
 ) -> Result<Rows> {
     context.progress.begin_about("count", tables.len() as u64, "tables");
     let (next, done, warned) = (Mutex::new(tables.iter()), Mutex::new(Rows::new()), Mutex::new(Vec::new()));
-    // All connections before any thread: OpenSSL is built without threads where it is linked statically.
+    // All connections before any work: that there are too many of them is found at once.
     let connect = |_| {
         let mut db = Db::connect(target)?;
         db.run("SET statement_timeout = 0; SET synchronous_commit = off")?;
@@ -302,6 +315,15 @@ mod tests {
         let mut said = Said::default();
         text.lines().for_each(|line| said.line(line));
         said
+    }
+
+    #[test]
+    fn index_builds_get_a_part_of_what_is_free() {
+        let free = |gigabytes: u64| format!("MemTotal: 1 kB\nMemAvailable: {} kB\n", gigabytes << 20);
+        assert_eq!(sorting_memory(&free(8), 2), 256);
+        assert_eq!(sorting_memory(&free(1), 2), 64);
+        assert_eq!(sorting_memory(&free(500), 1), 1024);
+        assert_eq!(sorting_memory("", 1), 64);
     }
 
     #[test]
