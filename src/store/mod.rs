@@ -85,12 +85,12 @@ fn check_name(store: &dyn Store, name: &str) -> Result<()> {
 
 /// The error of reading from, or writing to, a store's stream: the store's own one where it is in it.
 pub fn stream_error(store: &dyn Store, action: &'static str, error: &std::io::Error) -> Error {
-    let own = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-    own.and_then(Error::of_a_store).unwrap_or_else(|| Error::Store {
-        place: store.place(),
-        action,
-        why: error.to_string(),
-    })
+    own_error(error).unwrap_or_else(|| Error::Store { place: store.place(), action, why: error.to_string() })
+}
+
+/// The store's own error in one of its stream, which knows the place, the way out and the exit code.
+pub fn own_error(error: &std::io::Error) -> Option<Error> {
+    error.get_ref()?.downcast_ref::<Error>().and_then(Error::of_a_store)
 }
 
 /// The whole of a small object.

@@ -1,7 +1,7 @@
 //! Owns the bytes of a backup on their way into a store and out of it: encrypted and decrypted, counted, hashed,
 //! and compared with what the manifest says.
 
-use super::{Store, Upload, keys, stream_error};
+use super::{Store, Upload, keys, own_error, stream_error};
 use crate::backups::manifest::Manifest;
 use crate::error::{Error, Result};
 use crate::instance::Instance;
@@ -85,8 +85,7 @@ impl Sealer {
             Way::Plain(hashed) => (hashed, None),
             Way::Encrypted(writer) => {
                 let failed = |e: io::Error| {
-                    let own = e.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-                    own.and_then(Error::of_a_store).unwrap_or_else(|| Error::Store {
+                    own_error(&e).unwrap_or_else(|| Error::Store {
                         place: self.place,
                         action: "write",
                         why: e.to_string(),

@@ -5,7 +5,7 @@ use super::super::Context;
 pub use super::subject::{Options, Subject, Written};
 use super::{lock, logical, now, physical};
 use crate::backups::manifest::{BackupId, FORMAT, Kind, Manifest};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::store::sealed::Sealer;
 use crate::store::{self, catalog};
 use serde::Serialize;
@@ -76,8 +76,7 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
     }
     store.sweep()?;
     // Bytes without a manifest: whoever stored them was killed before the last step. What is younger may be another
-    // instance's that is at that step now.
-    // They are only room that is lost: no reason to take no backup.
+    // instance's that is at that step now. They are only room that is lost: no reason to take no backup.
     let _ = catalog::sweep_orphans(&*store, ORPHANED_AFTER);
     let started = now();
     let file = format!("{id}-{}.{}", unique(), if options.kind == Kind::Logical { "dump" } else { "tar" });
@@ -87,7 +86,7 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
         Kind::Physical => physical::write(context, options, &subject, &mut sealer),
     };
     let written = written?;
-    sealer.flush().map_err(|e| Error::Store { place: store.place(), action: "write", why: e.to_string() })?;
+    sealer.flush().map_err(|e| store::stream_error(&*store, "write", &e))?;
     let stored = sealer.finish()?;
     let mut manifest = Manifest {
         format: FORMAT,

@@ -27,6 +27,7 @@ use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{History, Lsn, Timeline, history_file_name, parse_segment_name, segment_name};
 use crate::process;
 use crate::sql::{Db, Target};
+use crate::store;
 use crate::transfer::walk::{self, Found, Walk};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -91,7 +92,11 @@ fn stored(error: io::Error) -> Error {
     if process::check_interrupt().is_err() {
         return Error::Interrupted;
     }
-    Error::Store { place: "the store".into(), action: "write", why: error.to_string() }
+    store::own_error(&error).unwrap_or_else(|| Error::Store {
+        place: "the store".into(),
+        action: "write",
+        why: error.to_string(),
+    })
 }
 
 fn data_version(instance: &Instance) -> Result<PgVersion> {
