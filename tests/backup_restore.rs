@@ -448,7 +448,9 @@ fn a_backup_that_is_not_sound_changes_nothing() {
 fn a_full_disk_and_a_killed_pg_restore_change_nothing() {
     let site = Site::new();
     let disk = SmallDisk::mount(&site, "disk", 220);
-    let host = site.host("db.0").data(&disk.path.join("data")).setting("max_wal_size", "64MB").build();
+    // Without room for WAL it would be the server that goes down.
+    let wal = format!("--waldir={}", site.directory.join("wal").display());
+    let host = site.host("db.0").data(&disk.path.join("data")).initdb_arg(&wal).build();
     host.exec("CREATE DATABASE shop");
     host.exec_in(
         "shop",
