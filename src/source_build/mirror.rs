@@ -177,6 +177,23 @@ pub fn without_password(url: &str) -> String {
     }
 }
 
+/// A client for HTTP and HTTPS, with the machine's certificates. `connect_timeout` limits each connection, and each
+/// answer three times as long; a download that stalls ends after a while. A status is no error of its own.
+pub fn http_agent(connect_timeout: Duration) -> ureq::Agent {
+    let tls =
+        TlsConfig::builder().provider(TlsProvider::NativeTls).root_certs(RootCerts::PlatformVerifier).build();
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .tls_config(tls)
+        .timeout_connect(Some(connect_timeout))
+        .timeout_recv_response(Some(connect_timeout * 3))
+        .timeout_per_read(Some(SILENCE_LIMIT))
+        .user_agent(concat!("pgmahout/", env!("CARGO_PKG_VERSION")))
+        .accept_encoding("identity")
+        .build()
+        .new_agent()
+}
+
 impl Mirrors {
     /// `connect_timeout` limits each connection, and each answer three times as long.
     ///
@@ -187,20 +204,7 @@ impl Mirrors {
         if bases.is_empty() {
             return Err(Error::MirrorUrl { url: String::new(), why: "is needed, and none is set" });
         }
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::NativeTls)
-            .root_certs(RootCerts::PlatformVerifier)
-            .build();
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .tls_config(tls)
-            .timeout_connect(Some(connect_timeout))
-            .timeout_recv_response(Some(connect_timeout * 3))
-            .timeout_per_read(Some(SILENCE_LIMIT))
-            .user_agent(concat!("pgmahout/", env!("CARGO_PKG_VERSION")))
-            .accept_encoding("identity")
-            .build()
-            .new_agent();
+        let agent = http_agent(connect_timeout);
         Ok(Mirrors { bases, agent })
     }
 

@@ -9,7 +9,7 @@ use crate::blurb::Blurb;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
 use crate::process::{self, Patient};
-use crate::source_build::mirror::without_password;
+use crate::source_build::mirror::{http_agent, without_password};
 use crate::ssh::{Remote, RemoteProcess, shell_word};
 use crate::store::{self, Store, catalog, sealed};
 use std::fs::File;
@@ -18,7 +18,6 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use ureq::http::StatusCode;
-use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
 /// What the operator named.
 #[derive(Clone, Debug)]
@@ -367,9 +366,6 @@ impl Read for Given {
 
 // ---- by http
 
-/// A server that sends nothing for this long is taken for dead.
-const SILENCE_LIMIT: Duration = Duration::from_secs(30);
-
 /// A download that breaks and gets no further is taken up again this often; after a pause that grows.
 const RESUMPTIONS: u32 = 5;
 
@@ -387,20 +383,7 @@ struct Download {
 
 impl Download {
     fn open(url: &str, connect_timeout: Duration) -> Result<Download> {
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::NativeTls)
-            .root_certs(RootCerts::PlatformVerifier)
-            .build();
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .tls_config(tls)
-            .timeout_connect(Some(connect_timeout))
-            .timeout_recv_response(Some(connect_timeout * 3))
-            .timeout_per_read(Some(SILENCE_LIMIT))
-            .user_agent(concat!("pgmahout/", env!("CARGO_PKG_VERSION")))
-            .accept_encoding("identity")
-            .build()
-            .new_agent();
+        let agent = http_agent(connect_timeout);
         let (url, body, at) = (url.to_owned(), None, 0);
         let mut download = Download { agent, url, body, at, total: None, tag: None, tries: 0 };
         let shown = without_secrets(&download.url);
