@@ -478,7 +478,7 @@ mod tests {
             let mut pool = Pool::new(Compression::Gzip(1), Form::Piece, 2);
             let (mut zlib, mut adler) = (ZLIB_HEAD.to_vec(), 1);
             let mut take = |pool: &mut Pool<usize>| {
-                let Some((tag, block)) = pool.pop().unwrap() else { return None };
+                let (tag, block) = pool.pop().unwrap()?;
                 zlib.extend(&block.bytes);
                 adler = adler32_combine(adler, block.adler, block.input);
                 Some(tag)

@@ -182,7 +182,7 @@ fn dump(
     let filled = filling.run(context, &db);
     let compared = filled.and_then(|()| fill::compare(context, &inside, Some(manifest), jobs));
     let checked = compared.and_then(|found| {
-        let structure = structure(context, &target, &[new.name.clone()], jobs)?;
+        let structure = structure(context, &target, std::slice::from_ref(&new.name), jobs)?;
         Ok((found, structure))
     });
     // It goes with the cluster.

@@ -106,7 +106,7 @@ impl Filling<'_> {
 fn sorting_memory(meminfo: &str, jobs: usize) -> u64 {
     let available = machine_memory(meminfo).map_or(0, |(_, available)| available);
     // An index build uses it once more for each of its parallel workers, two as a rule.
-    (available / 16 / jobs.max(1) as u64 >> 20).clamp(64, 1024)
+    ((available / 16 / jobs.max(1) as u64) >> 20).clamp(64, 1024)
 }
 
 /// A passfile for the time that a program runs. What a kill leaves is readable for its owner only, and is written
@@ -302,7 +302,7 @@ fn count(
         threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
     context.progress.end();
-    outcome.into_iter().map(|(outcome, _)| outcome).collect::<Result<()>>()?;
+    outcome.into_iter().try_for_each(|(outcome, _)| outcome)?;
     warnings.extend(warned.into_inner().expect("no panic"));
     Ok(done.into_inner().expect("no panic"))
 }
