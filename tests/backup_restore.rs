@@ -100,7 +100,7 @@ fn round_trip(host: &Host) {
         let secret = Argv::watch(&host.password);
         let report = restored(host, &[&id, "--confirm", "db.0"]);
         assert_eq!(secret.seen(), Vec::<String>::new());
-        assert_eq!(report["rows"].as_u64().unwrap() > 7000, true, "{report}");
+        assert!(report["rows"].as_u64().unwrap() > 7000, "{report}");
         assert_eq!(report["warnings"], serde_json::json!([]), "{report}");
         assert_eq!(contents(host, database), before);
         assert_eq!(properties(host, database), were);
