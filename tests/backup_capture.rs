@@ -353,7 +353,7 @@ fn dump_of(agent: Pid) -> Option<Pid> {
 }
 
 /// A capture whose pg_dump is at work.
-fn at_work<'a>(host: &'a Host, arguments: &[&str]) -> (Running, Pid) {
+fn at_work(host: &Host, arguments: &[&str]) -> (Running, Pid) {
     let all: Vec<&str> = ["backup", "capture", "shop"].iter().chain(arguments).copied().collect();
     let running = host.agent(&all).spawn();
     let mut dump = None;
