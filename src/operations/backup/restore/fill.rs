@@ -38,7 +38,7 @@ pub struct Filling<'a> {
 }
 
 /// A database's name as a connection string: a bare name with `=` in it would be read as one.
-fn conninfo(database: &str) -> String {
+pub fn conninfo(database: &str) -> String {
     format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
