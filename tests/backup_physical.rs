@@ -737,7 +737,6 @@ fn an_interrupted_restore_is_completed_and_tells_where_the_old_cluster_is() {
     assert_eq!(victim.one("SELECT n FROM t"), "1");
     let kept = PathBuf::from(done["kept"].as_str().expect("the old cluster is kept and named"));
     assert!(kept.join("PG_VERSION").exists());
-
 }
 
 #[test]

@@ -195,6 +195,31 @@ fn killed_or_interrupted_it_leaves_nothing_for_long() {
     assert_eq!(sockets(), before);
 }
 
+/// What cannot be read, and what forbids everything from the moment that it is there.
+#[test]
+fn views_without_data_and_event_triggers_do_not_hinder() {
+    for pg in [Pg::embedded("11"), full18()] {
+        let host = host(pg);
+        host.exec_in(
+            SHOP,
+            "CREATE MATERIALIZED VIEW empty AS SELECT 1 AS a WITH NO DATA; CREATE MATERIALIZED VIEW z AS SELECT 2 AS a; \
+             CREATE FUNCTION no() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END'; \
+             CREATE EVENT TRIGGER no ON ddl_command_start EXECUTE PROCEDURE no()",
+        );
+        let report = host.agent(&["--json", "backup", "capture", SHOP]).run().json();
+        let id = report["id"].as_str().unwrap();
+        verify(&host, id).ok();
+        host.agent(&["backup", "restore", id, "other"]).run().ok();
+        assert_eq!(host.one_in("other", "SELECT a FROM z"), "2");
+        let sql = "SELECT relispopulated FROM pg_class WHERE relname = 'empty'";
+        assert_eq!(host.one_in("other", sql), "f");
+        let events = "SELECT evtname || evtenabled::text FROM pg_event_trigger";
+        assert_eq!(host.one_in("other", events), "noO");
+        host.agent(&["backup", "restore", id, "other", "--confirm", "db.0"]).run().ok();
+        nothing_is_left(&host);
+    }
+}
+
 // --- physical ----------------------------------------------------------------------------------------
 
 /// A physical backup by pgmahout; gives its name.
@@ -305,7 +330,8 @@ fn a_bad_physical_backup_is_found() {
 #[test]
 fn a_physical_backup_that_does_not_start_is_bad() {
     let host = host(Pg::debian15());
-    let report = host.agent(&["--json", "backup", "capture", "--physical", "--compress", "none"]).run().json();
+    let report =
+        host.agent(&["--json", "backup", "capture", "--physical", "--compress", "none"]).run().json();
     let (id, file) = (report["id"].as_str().unwrap(), report["manifest"]["file"].as_str().unwrap());
     let stored = directory(&host).join(file);
     let mut bytes = std::fs::read(&stored).unwrap();

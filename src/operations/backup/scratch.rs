@@ -157,7 +157,8 @@ impl Scratch {
                 let said = said();
                 // Not what it answered to our own questions meanwhile.
                 let fatal = |line: &&str| {
-                    (line.contains("FATAL: ") && !line.contains("the database system is ")) || line.contains("PANIC: ")
+                    (line.contains("FATAL: ") && !line.contains("the database system is "))
+                        || line.contains("PANIC: ")
                 };
                 let why = said.lines().rev().find(fatal).unwrap_or("its log does not say why").to_owned();
                 return Err(Error::NoScratchCluster { why: format!("its server ended ({status}): {why}") });

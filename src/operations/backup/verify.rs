@@ -190,7 +190,7 @@ fn dump(
     let filled = filling.run(context, &db);
     let compared = filled.and_then(|()| fill::compare(context, &inside, Some(manifest), jobs));
     let checked = compared.and_then(|found| {
-        let structure = structure(context, &target, &[new.name.clone()], jobs)?;
+        let structure = structure(context, &target, std::slice::from_ref(&new.name), jobs)?;
         Ok((found, structure))
     });
     // It goes with the cluster.
@@ -231,7 +231,8 @@ const DAMAGE: &[&str] = &[
 ];
 
 /// What the machine says when it is its own fault, in whatever words PostgreSQL puts it.
-const OF_MACHINE: &[&str] = &["No space left", "annot allocate memory", "Too many open files", "out of memory"];
+const OF_MACHINE: &[&str] =
+    &["No space left", "annot allocate memory", "Too many open files", "out of memory"];
 
 /// A server that does not start, or does not let in, because of the backup's own files says that the backup is bad.
 fn of_its_pages(error: Error) -> Error {

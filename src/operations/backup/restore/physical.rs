@@ -439,7 +439,8 @@ pub fn run(
             return Ok(report);
         }
         let kept = place::tidy(context, &data)?;
-        report.kept = kept.or_else(|| place::kept(&data).into_iter().rfind(|path| !kept_before.contains(path)));
+        report.kept =
+            kept.or_else(|| place::kept(&data).into_iter().rfind(|path| !kept_before.contains(path)));
     } else {
         // Of a killed run, in the place where the next one works.
         if !options.dry_run {
@@ -508,7 +509,12 @@ fn put_before(instance: &Instance, data: &Path, manifest: Option<&Manifest>) -> 
     Ok((same && !data.join(MARKER).exists()).then(|| lines.map(PathBuf::from).collect()))
 }
 
-fn write_note(instance: &Instance, data: &Path, manifest: Option<&Manifest>, control: &ControlFile) -> Result<()> {
+fn write_note(
+    instance: &Instance,
+    data: &Path,
+    manifest: Option<&Manifest>,
+    control: &ControlFile,
+) -> Result<()> {
     // Without a manifest nobody can say that the next run is of the same backup.
     let of = manifest.map_or("-", |manifest| &manifest.sha256);
     let mut text = format!("{}\n{of}\n", mark(control));
