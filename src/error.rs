@@ -404,6 +404,8 @@ pub enum Error {
     CompressionText { text: String },
     /// The database to be backed up is not there.
     NoDatabase { database: String, there: Vec<String> },
+    /// None was named, and there are several.
+    WhichDatabase { there: Vec<String> },
     /// No pg_dump that fits the server. `looked` is where, with the versions that are too old.
     NoDumpTool { major: String, looked: Vec<String> },
     /// `pg_dump` has failed; `said` is its stderr.
@@ -1414,6 +1416,11 @@ impl Error {
             Error::NoDatabase { database, there } => {
                 (Failed, format!("there is no database {database:?}; there are: {}", there.join(", ")), "")
             }
+            Error::WhichDatabase { there } => (
+                Usage,
+                format!("there are several databases: {}", there.join(", ")),
+                "say which: pgmahout backup capture DATABASE",
+            ),
             Error::NoDumpTool { major, looked } => (
                 Failed,
                 format!(

@@ -194,3 +194,181 @@ fn killed_or_interrupted_it_leaves_nothing_for_long() {
     verify(&host, &id).ok();
     assert_eq!(sockets(), before);
 }
+
+/// What cannot be read, and what forbids everything from the moment that it is there.
+#[test]
+fn views_without_data_and_event_triggers_do_not_hinder() {
+    for pg in [Pg::embedded("11"), full18()] {
+        let host = host(pg);
+        host.exec_in(
+            SHOP,
+            "CREATE MATERIALIZED VIEW empty AS SELECT 1 AS a WITH NO DATA; CREATE MATERIALIZED VIEW z AS SELECT 2 AS a; \
+             CREATE FUNCTION no() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END'; \
+             CREATE EVENT TRIGGER no ON ddl_command_start EXECUTE PROCEDURE no()",
+        );
+        let report = host.agent(&["--json", "backup", "capture", SHOP]).run().json();
+        let id = report["id"].as_str().unwrap();
+        verify(&host, id).ok();
+        host.agent(&["backup", "restore", id, "other"]).run().ok();
+        assert_eq!(host.one_in("other", "SELECT a FROM z"), "2");
+        let sql = "SELECT relispopulated FROM pg_class WHERE relname = 'empty'";
+        assert_eq!(host.one_in("other", sql), "f");
+        let events = "SELECT evtname || evtenabled::text FROM pg_event_trigger";
+        assert_eq!(host.one_in("other", events), "noO");
+        host.agent(&["backup", "restore", id, "other", "--confirm", "db.0"]).run().ok();
+        nothing_is_left(&host);
+    }
+}
+
+// --- physical ----------------------------------------------------------------------------------------
+
+/// A physical backup by pgmahout; gives its name.
+fn physical(host: &Host) -> String {
+    let report = host.agent(&["--json", "backup", "capture", "--physical"]).run().json();
+    report["id"].as_str().unwrap().to_owned()
+}
+
+/// What a server has set for itself, and its databases for theirs, is not for the throw-away cluster.
+#[test]
+fn a_physical_backup_is_proven_whatever_its_cluster_has_set() {
+    for pg in [Pg::embedded("11"), Pg::debian15(), full18()] {
+        let host = host(pg);
+        let outside = host.home.join("disk two");
+        host.account.mkdir(&outside, 0o700);
+        host.exec(&format!("CREATE TABLESPACE two LOCATION '{}'", outside.display()));
+        host.exec("CREATE TABLE far (n int PRIMARY KEY) TABLESPACE two");
+        host.exec("INSERT INTO far SELECT generate_series(1, 1000)");
+        let archive = host.home.join("archive");
+        host.account.mkdir(&archive, 0o700);
+        for (name, value) in [
+            ("archive_mode", "on".to_owned()),
+            ("archive_command", format!("cp %p \"{}/%f\"", archive.display())),
+            ("shared_preload_libraries", "pg_stat_statements".to_owned()),
+            ("max_connections", "300".to_owned()),
+        ] {
+            // Only where Debian or the wheel has it.
+            if name == "shared_preload_libraries" && host.pg.major == 11 {
+                continue;
+            }
+            host.exec(&format!("ALTER SYSTEM SET {name} = '{value}'"));
+        }
+        host.restart();
+        // Not for the server that runs, but for every one that starts with this file.
+        host.exec("ALTER SYSTEM SET shared_buffers = '4TB'");
+        host.exec("ALTER DATABASE postgres SET default_transaction_read_only = on");
+        host.exec_in(
+            SHOP,
+            "CREATE FUNCTION no() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END'; \
+             CREATE EVENT TRIGGER no ON ddl_command_start EXECUTE PROCEDURE no()",
+        );
+        // What CREATE INDEX CONCURRENTLY leaves when it fails is not damage.
+        host.exec_in(SHOP, "UPDATE pg_index SET indisvalid = false, indisready = false WHERE indexrelid = 't_b_key'::regclass");
+        let id = physical(&host);
+        verify(&host, &id).ok();
+        until("what is archived is this server's own", 20, || {
+            let archived = host.one("SELECT archived_count FROM pg_stat_archiver");
+            std::fs::read_dir(&archive).unwrap().count().to_string() == archived
+        });
+        let (good, text) = remembered(&host, &id).unwrap();
+        assert!(good && text.contains("tables of the manifest are there"), "{text}");
+        host.exec("ALTER SYSTEM RESET shared_buffers");
+        nothing_is_left(&host);
+    }
+}
+
+/// The first bytes of a page of a table are overwritten on the disk.
+fn damage(host: &Host, database: &str, relation: &str) {
+    host.exec_in(database, "CHECKPOINT");
+    let path = host.one_in(database, &format!("SELECT pg_relation_filepath('{relation}')"));
+    host.stop();
+    let path = host.data.join(path);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[..8192].fill(0x5a);
+    std::fs::write(&path, bytes).unwrap();
+    host.start();
+}
+
+#[test]
+fn a_bad_physical_backup_is_found() {
+    for pg in [Pg::embedded("11"), full18()] {
+        let host = host(pg);
+        // No index: only its own pages say something.
+        host.exec_in(SHOP, "CREATE TABLE plain AS SELECT generate_series(1, 5000) n");
+        let id = physical(&host);
+        let info = host.agent(&["--json", "backup", "info", &id]).run().json();
+        let stored = directory(&host).join(info["file"].as_str().unwrap());
+        let bytes = std::fs::read(&stored).unwrap();
+        // A flipped bit, and one byte less.
+        let mut flipped = bytes.clone();
+        flipped[bytes.len() / 2] ^= 1;
+        host.account.write(&stored, &flipped, 0o600);
+        assert_eq!(verify(&host, &id).code, 1);
+        let (good, text) = remembered(&host, &id).expect("a flipped bit is remembered");
+        assert!(!good, "{text}");
+        host.agent(&["backup", "list"]).run().ok().says("FAILED");
+        host.account.write(&stored, &bytes, 0o600);
+        verify(&host, &id).ok();
+
+        damage(&host, SHOP, "plain");
+        let id = physical(&host);
+        assert_eq!(verify(&host, &id).code, 1);
+        let (good, text) = remembered(&host, &id).expect("a damaged page is remembered");
+        assert!(!good && text.contains("is damaged"), "{text}");
+        host.exec_in(SHOP, "SET zero_damaged_pages = on; DROP TABLE plain");
+
+        // A catalog's page: not even a connection can be had.
+        damage(&host, SHOP, "pg_attribute");
+        let id = physical(&host);
+        assert_eq!(verify(&host, &id).code, 1);
+        let (good, text) = remembered(&host, &id).expect("a damaged catalog is remembered");
+        assert!(!good, "{text}");
+        nothing_is_left(&host);
+    }
+}
+
+/// Its WAL is zeroes, and its manifest agrees: as after a disk that lost its writes before the backup was taken.
+#[test]
+fn a_physical_backup_that_does_not_start_is_bad() {
+    let host = host(Pg::debian15());
+    let report =
+        host.agent(&["--json", "backup", "capture", "--physical", "--compress", "none"]).run().json();
+    let (id, file) = (report["id"].as_str().unwrap(), report["manifest"]["file"].as_str().unwrap());
+    let stored = directory(&host).join(file);
+    let mut bytes = std::fs::read(&stored).unwrap();
+    let former = sha256(&bytes);
+    let mut segments = Vec::new();
+    for entry in tar::Archive::new(&bytes[..]).entries().unwrap() {
+        let entry = entry.unwrap();
+        if entry.path().unwrap().starts_with("pg_wal") && entry.size() > 0 {
+            segments.push((entry.raw_file_position() as usize, entry.size() as usize));
+        }
+    }
+    assert!(!segments.is_empty());
+    segments.into_iter().for_each(|(at, size)| bytes[at..at + size].fill(0));
+    host.account.write(&stored, &bytes, 0o600);
+    let about = directory(&host).join(format!("{id}.json"));
+    let text = std::fs::read_to_string(&about).unwrap();
+    assert!(text.contains(&former), "{text}");
+    host.account.write(&about, text.replace(&former, &sha256(&bytes)), 0o600);
+    let output = verify(&host, id);
+    assert_eq!(output.code, 1);
+    let (good, text) = remembered(&host, id).unwrap_or_else(|| panic!("not remembered: {output:?}"));
+    assert!(!good && text.contains("checkpoint record"), "{text}");
+    nothing_is_left(&host);
+}
+
+#[test]
+fn a_physical_backup_of_a_standby_is_proven_without_its_primary_noticing() {
+    for major in ["11", "18"] {
+        let site = Site::new();
+        let host = |name: &str| site.host(name).pg(Pg::embedded(major)).build();
+        let (primary, standby) = (host("db.0"), host("db.1"));
+        standby.enslave(&primary, &[]);
+        primary.exec("CREATE TABLE t AS SELECT generate_series(1, 1000) n");
+        wait_replayed(&primary, &standby);
+        let id = physical(&standby);
+        verify(&standby, &id).ok();
+        assert_eq!(primary.one("SELECT count(*) FROM pg_stat_replication"), "1");
+        assert_streams(&primary, &standby);
+    }
+}

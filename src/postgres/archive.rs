@@ -52,8 +52,9 @@ pub struct Entry {
     pub schema: Option<String>,
     /// Its name.
     pub name: String,
-    /// Rows; only of a table whose data ends as COPY's does.
+    /// Rows; only of a table whose data ends as COPY's does, and goes into that very table.
     pub rows: Option<u64>,
+    via_root: bool,
     came: bool,
 }
 
@@ -284,6 +285,10 @@ fn contents(
     Ok(by_id)
 }
 
+/// The definition of a partition's data begins so when its root distributes the rows anew: hash partitions by an enum,
+/// whose hashes are of OIDs (dumpTableData, from 16 on).
+const VIA_ROOT: &str = "-- load via partition root ";
+
 /// What stands in an entry behind its id and whether it has data.
 fn toc_entry(input: &mut Input<impl BufRead>, minor: u8, offset_size: u8) -> Result<Entry> {
     // The catalog's OID and its own.
@@ -293,9 +298,9 @@ fn toc_entry(input: &mut Input<impl BufRead>, minor: u8, offset_size: u8) -> Res
     let kind = input.kept_text()?.unwrap_or_default();
     // Section; definition, how it is dropped, how it is copied.
     input.kept_int()?;
-    for _ in 0..3 {
-        input.kept_text()?;
-    }
+    let definition = input.kept_text()?.unwrap_or_default();
+    input.kept_text()?;
+    input.kept_text()?;
     let schema = input.kept_text()?;
     // Tablespace, table access method, kind of relation.
     input.kept_text()?;
@@ -311,7 +316,8 @@ fn toc_entry(input: &mut Input<impl BufRead>, minor: u8, offset_size: u8) -> Res
     while input.kept_text()?.is_some() {}
     // Where its data is: whether that is known, and the offset.
     input.kept_bytes(1 + usize::from(offset_size))?;
-    Ok(Entry { kind, schema, name, rows: None, came: false })
+    let via_root = definition.starts_with(VIA_ROOT);
+    Ok(Entry { kind, schema, name, rows: None, via_root, came: false })
 }
 
 const DATA_BLOCK: u8 = 1;
@@ -341,7 +347,7 @@ fn blocks(
             DATA_BLOCK => {
                 let mut rows = Rows::default();
                 chunks(input, sink, |bytes| rows.count(bytes))?;
-                entry.rows = if entry.kind == "TABLE DATA" { rows.total() } else { None };
+                entry.rows = if entry.kind == "TABLE DATA" && !entry.via_root { rows.total() } else { None };
             }
             BLOBS_BLOCK => loop {
                 let (oid, written) = input.int()?;

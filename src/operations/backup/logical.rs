@@ -40,7 +40,7 @@ pub fn subject(context: Context, options: &Options) -> Result<Subject> {
     let database = match &options.database {
         Some(database) if there.contains(database) => database.clone(),
         Some(database) => return Err(Error::NoDatabase { database: database.clone(), there }),
-        None => default_database(&there),
+        None => default_database(&there)?,
     };
     // What would make the backup fail is found before anything is stored.
     let tool = Tool::find(context.instance, db.version)?;
@@ -52,12 +52,13 @@ pub fn subject(context: Context, options: &Options) -> Result<Subject> {
 const DATABASES: &str = "SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate \
     ORDER BY datname";
 
-/// The only one beside `postgres`, else `postgres`.
-fn default_database(there: &[String]) -> String {
+/// The only one beside `postgres`, else `postgres`. Of several nobody has named one.
+fn default_database(there: &[String]) -> Result<String> {
     let others: Vec<_> = there.iter().filter(|name| *name != "postgres").collect();
     match others[..] {
-        [only] => only.clone(),
-        _ => "postgres".into(),
+        [] => Ok("postgres".into()),
+        [only] => Ok(only.clone()),
+        _ => Err(Error::WhichDatabase { there: others.into_iter().cloned().collect() }),
     }
 }
 

@@ -155,8 +155,12 @@ impl Scratch {
             let server = self.server.as_mut().expect("started above");
             if let Ok(Some(status)) = server.try_wait() {
                 let said = said();
-                let why = said.lines().rev().find(|line| line.contains("FATAL") || line.contains("PANIC"));
-                let why = why.unwrap_or("its log is empty").to_owned();
+                // Not what it answered to our own questions meanwhile.
+                let fatal = |line: &&str| {
+                    (line.contains("FATAL: ") && !line.contains("the database system is "))
+                        || line.contains("PANIC: ")
+                };
+                let why = said.lines().rev().find(fatal).unwrap_or("its log does not say why").to_owned();
                 return Err(Error::NoScratchCluster { why: format!("its server ended ({status}): {why}") });
             }
             Ok(Db::connect(&target).ok().map(drop))

@@ -6,7 +6,7 @@ use crate::postgres::wal::{Lsn, SystemId, Timeline};
 /// What the operator asked for.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The database; none: the one that is not a template or `postgres`, else `postgres`. Not of a physical one.
+    /// The database; none: the only one that is not a template or `postgres`, else `postgres`. Not of a physical one.
     pub database: Option<String>,
     /// What kind.
     pub kind: Kind,

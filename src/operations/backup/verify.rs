@@ -95,7 +95,14 @@ pub fn run_with(context: Context, id: BackupId, options: &Options) -> Result<Rep
     let opened = source::stored(context, &*store, manifest.clone())?;
     let outcome = match manifest.kind {
         Kind::Logical => dump(context, &mut scratch, opened, &manifest, jobs),
-        Kind::Physical => cluster(context, &mut scratch, opened, &manifest, jobs),
+        Kind::Physical => cluster(context, &mut scratch, opened, &manifest, jobs).map_err(of_its_pages),
+    };
+    // What cannot be unpacked has come broken, or was stored so.
+    let outcome = match outcome {
+        Err(error @ (Error::TarDamaged { .. } | Error::TarEscapes { .. })) => {
+            Err(source::check(context, &*store, &manifest).err().unwrap_or(error))
+        }
+        other => other,
     };
     let mut report = Report {
         instance: instance.name.clone(),
@@ -128,6 +135,7 @@ pub fn run_with(context: Context, id: BackupId, options: &Options) -> Result<Rep
 fn is_of_the_backup(error: &Error, scratch: &mut Scratch) -> bool {
     match error {
         Error::BackupDamaged { .. } | Error::RestoredDiffers { .. } | Error::StructureDamaged { .. } => true,
+        Error::TarDamaged { .. } | Error::TarEscapes { .. } => true,
         Error::RestoreFailed { status, said, .. } => {
             let of_machine = [
                 "No space left",
@@ -200,6 +208,46 @@ fn dump(
     Ok(Seen { text, tables: found.tables, rows: Some(found.rows) })
 }
 
+/// What a server says of files that are damaged, or not there: the messages of xlogrecovery.c, bufmgr.c, md.c,
+/// relcache.c, relmapper.c, slru.c and heaptoast.c.
+const DAMAGE: &[&str] = &[
+    "checkpoint record",
+    "WAL ends before",
+    "invalid data in file",
+    "invalid page in block",
+    "could not read block",
+    "could not open file \"base/",
+    "could not open file \"global/",
+    "could not open file \"pg_tblspc/",
+    "could not open file \"pg_xact/",
+    "could not open file \"pg_multixact/",
+    "could not open relation",
+    "could not access status of transaction",
+    "incorrect checksum",
+    "contains incorrect",
+    "missing chunk",
+    "catalog is missing",
+    "cache lookup failed",
+];
+
+/// What the machine says when it is its own fault, in whatever words PostgreSQL puts it.
+const OF_MACHINE: &[&str] =
+    &["No space left", "annot allocate memory", "Too many open files", "out of memory"];
+
+/// A server that does not start, or does not let in, because of the backup's own files says that the backup is bad.
+fn of_its_pages(error: Error) -> Error {
+    let (database, said) = match error {
+        Error::NoScratchCluster { why } => ("the cluster", why),
+        Error::Sql { why, .. } | Error::SqlRefused { why, .. } => ("the cluster", why),
+        other => return other,
+    };
+    let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    match has(DAMAGE) && !has(OF_MACHINE) {
+        true => Error::StructureDamaged { database: database.into(), said },
+        false => Error::NoScratchCluster { why: said },
+    }
+}
+
 /// A physical backup: started as it stands.
 fn cluster(
     context: Context,
@@ -209,6 +257,8 @@ fn cluster(
     jobs: usize,
 ) -> Result<Seen> {
     physical::extract(context, &mut opened.bytes, Some(manifest), &scratch.data(), &BTreeMap::new())?;
+    // It is read even where the configuration lies elsewhere.
+    durable::write(&scratch.data().join("postgresql.auto.conf"), b"", 0o600)?;
     context.progress.step(format!("starting {} as a throw-away cluster", manifest.id));
     let remark = scratch.start(context, &manifest.needs.settings)?;
     let target = scratch.target(context);
@@ -249,6 +299,9 @@ fn compare_tables(target: &Target, databases: &[String], manifest: &Manifest) ->
     if missing.is_empty() { Ok(manifest.tables.len()) } else { Err(Error::RestoredDiffers { what: missing }) }
 }
 
+/// The schema for an extension that the backup does not have.
+const AMCHECK: &str = "pgmahout_verify";
+
 /// Looks at the structure of every table and index with what is here, and says with what.
 fn structure(context: Context, target: &Target, databases: &[String], jobs: usize) -> Result<String> {
     let mut db = Db::connect(target)?;
@@ -263,10 +316,21 @@ fn structure(context: Context, target: &Target, databases: &[String], jobs: usiz
     let tool = tools::all(context.instance, "pg_amcheck").pop().filter(|_| server.has_verify_heapam());
     for database in databases {
         let mut inside = Db::connect(&target.database(database))?;
-        inside.run("SET statement_timeout = 0; CREATE EXTENSION IF NOT EXISTS amcheck")?;
+        // Whatever its database or its event triggers want; they do not run in this role.
+        inside.run(
+            "SET statement_timeout = 0; SET default_transaction_read_only = off; \
+             SET session_replication_role = replica",
+        )?;
+        inside.run(&format!("CREATE SCHEMA IF NOT EXISTS {AMCHECK}"))?;
+        inside.run(&format!("CREATE EXTENSION IF NOT EXISTS amcheck SCHEMA {AMCHECK}"))?;
+        // One that came along may be of an older version, which lacks functions.
+        inside.run("ALTER EXTENSION amcheck UPDATE")?;
         match &tool {
             Some(tool) => amcheck(context, target, tool, database, jobs)?,
-            None => indexes(&mut inside, server, database)?,
+            None => {
+                indexes(&mut inside, server, database)?;
+                tables_without_index(&mut inside, database)?;
+            }
         }
     }
     Ok(match tool {
@@ -282,7 +346,8 @@ fn amcheck(context: Context, target: &Target, tool: &tools::Tool, database: &str
     super::super::client::point(&mut command, &target.database(database));
     let _passfile = Passfile::write(context, target, &mut command)?;
     command.env("LC_ALL", "C").env("PGOPTIONS", "-c lc_messages=C -c statement_timeout=0");
-    // The database from the environment: as an argument its name would be a pattern, or a connection string.
+    // The database from the environment: as an argument its name would be a pattern.
+    command.env("PGDATABASE", fill::conninfo(database));
     command.args(["--no-password", "--heapallindexed"]).arg(format!("--jobs={jobs}"));
     let mut said = Vec::new();
     let status = process::run_lines(command, CHECK_LIMIT, |line| {
@@ -303,24 +368,43 @@ fn amcheck(context: Context, target: &Target, tool: &tools::Tool, database: &str
     }
 }
 
-/// Every B-tree by SQL, and every table's rows read once by the way (`heapallindexed`).
+/// Every B-tree by SQL, and every row of their tables by the way (`heapallindexed`).
 fn indexes(db: &mut Db, server: PgVersion, database: &str) -> Result<()> {
+    // One that CREATE INDEX CONCURRENTLY has not finished is nothing to check.
     let all = "SELECT c.oid, c.oid::regclass::text FROM pg_class c JOIN pg_am a ON a.oid = relam \
-               WHERE amname = 'btree' AND relkind = 'i' AND relpersistence = 'p' ORDER BY 1";
-    let rows = db.rows(all, &[])?;
-    let sql =
-        if server.has_heapallindexed() { "bt_index_check($1::oid, true)" } else { "bt_index_check($1::oid)" };
-    for row in rows {
-        process::check_interrupt()?;
+               JOIN pg_index i ON i.indexrelid = c.oid WHERE amname = 'btree' AND relkind = 'i' \
+               AND relpersistence = 'p' AND indisvalid AND indisready ORDER BY 1";
+    let schema: String =
+        db.value("SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'amcheck'", &[])?;
+    let all_rows = if server.has_heapallindexed() { ", true" } else { "" };
+    for row in db.rows(all, &[])? {
         let (oid, name): (u32, String) = (row.get(0), row.get(1));
-        match db.rows_interruptible(&format!("SELECT {sql}"), &[&oid]) {
-            Ok(_) => {}
-            Err(Error::Sql { why, .. }) if db.is_alive() => {
-                let said = format!("{name}: {why}");
-                return Err(Error::StructureDamaged { database: database.into(), said });
-            }
-            Err(error) => return Err(error),
-        }
+        look_at(db, database, &name, &format!("SELECT {schema}.bt_index_check({oid}::oid{all_rows})"))?;
     }
     Ok(())
+}
+
+/// Rows that no index leads to are read.
+fn tables_without_index(db: &mut Db, database: &str) -> Result<()> {
+    let all = "SELECT c.oid::regclass::text FROM pg_class c WHERE relkind IN ('r', 'm') AND relpersistence = 'p' \
+               AND relispopulated AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_class b ON b.oid = indexrelid \
+               JOIN pg_am a ON a.oid = b.relam WHERE indrelid = c.oid AND amname = 'btree' AND indpred IS NULL \
+               AND indisvalid AND indisready) ORDER BY 1";
+    for row in db.rows(all, &[])? {
+        let name: String = row.get(0);
+        look_at(db, database, &name, &format!("SELECT count(*) FROM ONLY {name}"))?;
+    }
+    Ok(())
+}
+
+fn look_at(db: &mut Db, database: &str, name: &str, sql: &str) -> Result<()> {
+    process::check_interrupt()?;
+    match db.rows_interruptible(sql, &[]) {
+        Ok(_) => Ok(()),
+        Err(Error::Sql { why, .. }) if db.is_alive() => {
+            let said = format!("{name}: {why}");
+            Err(Error::StructureDamaged { database: database.into(), said })
+        }
+        Err(error) => Err(error),
+    }
 }

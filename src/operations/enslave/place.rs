@@ -228,11 +228,11 @@ fn tree_size(path: &Path) -> u64 {
 }
 
 /// What an earlier run has left beside PGDATA: a copy that was not completed is removed, an old cluster
-/// that was exchanged but not yet moved to its final name gets it.
-pub fn tidy(context: Context, data: &Path) -> Result<()> {
+/// that was exchanged but not yet moved to its final name gets it, which is given.
+pub fn tidy(context: Context, data: &Path) -> Result<Option<PathBuf>> {
     let staging = staging(data);
     if !staging.exists() {
-        return Ok(());
+        return Ok(None);
     }
     if staging.join(MARKER).exists() || is_empty_or_absent(&staging)? {
         context.progress.step("removing an earlier copy that was not completed");
@@ -242,8 +242,21 @@ pub fn tidy(context: Context, data: &Path) -> Result<()> {
         let aside = aside(data);
         context.progress.warn(format!("an old cluster was found and is kept in {}", aside.display()));
         durable::rename(&staging, &aside)?;
+        return Ok(Some(aside));
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Old clusters that are kept beside PGDATA, oldest first.
+pub fn kept(data: &Path) -> Vec<PathBuf> {
+    let prefix = suffixed(data, "pgmahout-old-");
+    let entries = fs::read_dir(durable::parent(data)).into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.as_os_str().to_string_lossy().starts_with(&*prefix.to_string_lossy()))
+        .collect();
+    found.sort();
+    found
 }
 
 fn aside(data: &Path) -> PathBuf {

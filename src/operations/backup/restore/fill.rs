@@ -40,7 +40,7 @@ pub struct Filling<'a> {
 }
 
 /// A database's name as a connection string: a bare name with `=` in it would be read as one.
-fn conninfo(database: &str) -> String {
+pub fn conninfo(database: &str) -> String {
     format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
@@ -54,9 +54,13 @@ impl Filling<'_> {
         client::point(&mut command, self.target);
         let _passfile = Passfile::write(context, self.target, &mut command)?;
         // Its messages are read here. What a crash of the server would lose is made anew anyway.
+        // And the event triggers that come along are not to forbid what comes behind them (REFRESH): in this role they
+        // do not run; foreign keys are looked at all the same.
         let memory = sorting_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), self.jobs);
-        let options =
-            format!("-c lc_messages=C -c synchronous_commit=off -c maintenance_work_mem={memory}MB");
+        let options = format!(
+            "-c lc_messages=C -c synchronous_commit=off -c session_replication_role=replica \
+             -c maintenance_work_mem={memory}MB"
+        );
         command.env("LC_ALL", "C").env("PGOPTIONS", options);
         command.env("PGAPPNAME", "pgmahout restore");
         command.args(["--verbose", "--no-password", "--format=custom"]);
@@ -193,10 +197,12 @@ struct Counted {
     name: String,
     /// Its extension puts rows into it by itself.
     of_extension: bool,
+    /// Not so a materialized view WITH NO DATA, which cannot be read.
+    is_populated: bool,
 }
 
 const TABLES: &str = "SELECT n.nspname, c.relname, EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass \
-     AND d.objid = c.oid AND d.deptype = 'e') \
+     AND d.objid = c.oid AND d.deptype = 'e'), c.relispopulated \
      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'm', 'p') \
      AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_toast%' \
      AND n.nspname NOT LIKE 'pg\\_temp%' ORDER BY pg_table_size(c.oid) DESC";
@@ -212,7 +218,12 @@ pub fn compare(context: Context, target: &Target, manifest: Option<&Manifest>, j
     let rows = db.rows(TABLES, &[])?;
     let tables: Vec<Counted> = rows
         .iter()
-        .map(|row| Counted { schema: row.get(0), name: row.get(1), of_extension: row.get(2) })
+        .map(|row| Counted {
+            schema: row.get(0),
+            name: row.get(1),
+            of_extension: row.get(2),
+            is_populated: row.get(3),
+        })
         .collect();
     let mut found = Found { tables: tables.len(), ..Found::default() };
     let counted = count(context, target, &tables, jobs, &mut found.warnings)?;
@@ -279,10 +290,15 @@ fn count(
         loop {
             process::check_interrupt()?;
             let Some(table) = next.lock().expect("no panic").next() else { return Ok(()) };
+            let key = (table.schema.clone(), table.name.clone());
+            if !table.is_populated {
+                done.lock().expect("no panic").insert(key, 0);
+                context.progress.add(1);
+                continue;
+            }
             let name = format!("{}.{}", identifier(&table.schema), identifier(&table.name));
             let counted = db.rows_interruptible(&format!("SELECT count(*) FROM ONLY {name}"), &[])?;
             let counted = counted.first().map_or(0i64, |row| row.get(0)) as u64;
-            let key = (table.schema.clone(), table.name.clone());
             done.lock().expect("no panic").insert(key, counted);
             // What a function of the user's makes of it is no reason to throw a restored database away.
             if let Err(error) = db.rows_interruptible(&format!("ANALYZE {name}"), &[]) {

@@ -19,7 +19,7 @@ use crate::postgres::control::ControlFile;
 use crate::postgres::password;
 use crate::postgres::recovery::{auto_conf_with, independent_auto_conf};
 use crate::postgres::version::PgVersion;
-use crate::postgres::wal::{Timeline, parse_segment_name};
+use crate::postgres::wal::{Timeline, history_file_name, parse_segment_name};
 use crate::process;
 use crate::progress::{Progress, bytes_text};
 use crate::service;
@@ -62,6 +62,8 @@ const DEPTH_LIMIT: usize = 32;
 const PATH_LIMIT: usize = 1024;
 /// A control file has 8 kB.
 const CONTROL_LIMIT: u64 = 64 * 1024;
+/// Restores and promotions that one cluster has behind it.
+const TIMELINES_LIMIT: u32 = 10_000;
 /// Tablespaces that have no place of their own lie here, in PGDATA.
 const TABLESPACES: &str = "pgmahout_tablespaces";
 
@@ -391,7 +393,8 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// There from just before the exchange until the restored cluster runs: whose turn it is.
+/// There from just before the exchange until the restored cluster runs: which cluster of which backup it is, and
+/// where those old ones lay that had been kept before.
 fn note(instance: &Instance) -> PathBuf {
     instance.state_directory.join("restoring")
 }
@@ -430,7 +433,15 @@ pub fn run(
         warnings: Vec::new(),
         seconds: 0.0,
     };
-    if !is_put(instance, &data)? {
+    if let Some(kept_before) = put_before(instance, &data, manifest)? {
+        if options.dry_run {
+            report.seconds = begin.elapsed().as_secs_f64();
+            return Ok(report);
+        }
+        let kept = place::tidy(context, &data)?;
+        report.kept =
+            kept.or_else(|| place::kept(&data).into_iter().rfind(|path| !kept_before.contains(path)));
+    } else {
         // Of a killed run, in the place where the next one works.
         if !options.dry_run {
             end_server(instance, &place::staging(&data))?;
@@ -488,11 +499,29 @@ fn check_version(theirs: PgVersion, ours: PgVersion) -> Result<()> {
     Err(Error::BackupOtherVersion { theirs: theirs.major(), ours: ours.major() })
 }
 
-/// The exchange of an interrupted run is done, and only the start is not.
-fn is_put(instance: &Instance, data: &Path) -> Result<bool> {
-    let Ok(text) = fs::read_to_string(note(instance)) else { return Ok(false) };
-    let control = instance.control()?;
-    Ok(!data.join(MARKER).exists() && control.is_some_and(|control| text == mark(&control)))
+/// The exchange of an interrupted run of this very backup is done, and only the start is not: then the old clusters
+/// that had been kept before it.
+fn put_before(instance: &Instance, data: &Path, manifest: Option<&Manifest>) -> Result<Option<Vec<PathBuf>>> {
+    let Ok(text) = fs::read_to_string(note(instance)) else { return Ok(None) };
+    let (Some(manifest), Some(control)) = (manifest, instance.control()?) else { return Ok(None) };
+    let mut lines = text.lines();
+    let same = lines.next() == Some(&mark(&control)) && lines.next() == Some(&manifest.sha256);
+    Ok((same && !data.join(MARKER).exists()).then(|| lines.map(PathBuf::from).collect()))
+}
+
+fn write_note(
+    instance: &Instance,
+    data: &Path,
+    manifest: Option<&Manifest>,
+    control: &ControlFile,
+) -> Result<()> {
+    // Without a manifest nobody can say that the next run is of the same backup.
+    let of = manifest.map_or("-", |manifest| &manifest.sha256);
+    let mut text = format!("{}\n{of}\n", mark(control));
+    for path in place::kept(data) {
+        text += &format!("{}\n", path.display());
+    }
+    durable::write(&note(instance), text.as_bytes(), 0o600)
 }
 
 fn mark(control: &ControlFile) -> String {
@@ -558,7 +587,7 @@ fn bring(
 ) -> Result<()> {
     let (instance, progress) = (context.instance, context.progress);
     let data = &layout.data;
-    place::tidy(context, data)?;
+    let found = place::tidy(context, data)?;
     let was_running = instance.running().is_some();
     let root = match &layout.place {
         Place::Beside(staging) => staging.clone(),
@@ -585,9 +614,9 @@ fn bring(
     }
     let target = Target { password: None, ..Target::local(instance)? };
     let put = service::stop(instance)
-        .and_then(|()| durable::write(&note(instance), mark(&control).as_bytes(), 0o600))
+        .and_then(|()| write_note(instance, data, manifest, &control))
         .and_then(|()| place::put_in_place(context, layout, &report.plan, &target));
-    report.kept = put.inspect_err(|_| {
+    let kept = put.inspect_err(|_| {
         if was_running && place::is_pending(layout) && instance.running().is_none() {
             progress.step("the old cluster is untouched; starting it again");
             if let Err(again) = service::start(instance) {
@@ -595,6 +624,7 @@ fn bring(
             }
         }
     })?;
+    report.kept = kept.or(found);
     Ok(())
 }
 
@@ -629,6 +659,7 @@ fn make(
     let version = extracted.version;
     copy::keep_own_configuration(instance, &layout.data, root)?;
     be_independent(instance, root, &extracted)?;
+    know_timelines(instance, &layout.data, root, &extracted)?;
     let settled = settle(context, root, &extracted)?;
     report.password_set = settled.password_set;
     report.warnings.extend(settled.warnings);
@@ -685,6 +716,31 @@ fn be_independent(instance: &Instance, root: &Path, extracted: &Extracted) -> Re
         return durable::write(&root.join("recovery.conf"), text.as_bytes(), 0o600);
     }
     durable::write(&root.join("recovery.signal"), b"", 0o600)
+}
+
+/// A new timeline gets the number behind those whose histories are known where it begins. Those that the cluster here
+/// has used must be among them, or its standbys and its archive would take two histories for one.
+fn know_timelines(instance: &Instance, data: &Path, root: &Path, extracted: &Extracted) -> Result<()> {
+    let directory = extracted.version.wal_directory();
+    let (old, new) = (data.join(directory), root.join(directory));
+    let control = instance.control().ok().flatten();
+    if data == root || control.as_ref().is_some_and(|c| c.system_id != extracted.control.system_id) {
+        return Ok(());
+    }
+    let names = fs::read_dir(&old).into_iter().flatten().flatten();
+    let of_files = names.filter_map(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        u32::from_str_radix(name.strip_suffix(".history").filter(|digits| digits.len() == 8)?, 16).ok()
+    });
+    let newest = of_files.chain(control.map(|control| control.timeline.0)).max().unwrap_or(0);
+    // Whoever has that many has a file that is called so by somebody else.
+    for number in extracted.timeline.0 + 1..=newest.min(extracted.timeline.0 + TIMELINES_LIMIT) {
+        let name = history_file_name(Timeline(number));
+        // A standby asks for every one of them: where it is not here any more, for one that says nothing.
+        let text = fs::read(old.join(&name)).unwrap_or_else(|_| b"# not known here\n".to_vec());
+        durable::write(&new.join(&name), &text, 0o600)?;
+    }
+    Ok(())
 }
 
 // --- out of sight ------------------------------------------------------------------------------------

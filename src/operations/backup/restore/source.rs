@@ -142,6 +142,21 @@ pub fn stored(context: Context, store: &dyn Store, manifest: Manifest) -> Result
     })
 }
 
+/// Reads a backup of the store to its end: whether its bytes are those of its manifest.
+pub fn check(context: Context, store: &dyn Store, manifest: &Manifest) -> Result<()> {
+    let mut bytes = sealed::open(store, context.instance, manifest)?;
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        process::check_interrupt()?;
+        match bytes.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(sealed::read_error(store, manifest, &error)),
+        }
+    }
+}
+
 /// As pg_dump's custom format begins (src/bin/pg_dump/pg_backup_archiver.c).
 const CUSTOM: &[u8] = b"PGDMP";
 const GZIP: &[u8] = &[0x1f, 0x8b];
