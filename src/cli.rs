@@ -40,6 +40,7 @@ Examples:
   pgmahout logs --slow --tail                               slow statements, as they come
   pgmahout ps                                               what the sessions do
   pgmahout build-version 17                                 build PostgreSQL, switch to it
+  pgmahout backup capture                                   back the database up; see pgmahout backup --help
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or blurb, 3 refused (needs --confirm),
 4 the other side could not be reached, 5 interrupted (run again to complete).";
@@ -508,7 +509,9 @@ fn dispatch(cli: Cli) -> Result<()> {
             Ok(())
         }
         Command::BuildVersion(args) => run_build_version(context, args, json),
-        Command::Backup(args) => backup::run(context, args, json),
+        Command::Backup(args) => {
+            backup::run(context, args, json, &|| load_instance(&cli.common, BTreeMap::new()))
+        }
         Command::Serve(_) => serve::run(context),
         Command::Logs(args) => run_logs(context, &args, json),
         Command::Ps(args) => activity::ps(context, &args, json),
@@ -564,13 +567,7 @@ fn dispatch(cli: Cli) -> Result<()> {
 }
 
 fn find_instance(cli: &Cli) -> Result<Instance> {
-    let home = cli.common.home.clone().or_else(|| std::env::var_os("HOME").map(PathBuf::from));
-    let home = home.unwrap_or_else(|| PathBuf::from("/"));
     let mut flags = BTreeMap::new();
-    if let Some(path) = &cli.common.data_directory {
-        let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-        flags.insert("data_directory", path.display().to_string());
-    }
     if let Command::Enslave(EnslaveArgs { timeout: Some(seconds), .. }) = &cli.command {
         flags.insert("stream_timeout", seconds.to_string());
     }
@@ -578,6 +575,16 @@ fn find_instance(cli: &Cli) -> Result<Instance> {
         && !mirror.is_empty()
     {
         flags.insert("source_mirrors", mirror.join("\n"));
+    }
+    load_instance(&cli.common, flags)
+}
+
+fn load_instance(common: &Common, mut flags: BTreeMap<&'static str, String>) -> Result<Instance> {
+    let home = common.home.clone().or_else(|| std::env::var_os("HOME").map(PathBuf::from));
+    let home = home.unwrap_or_else(|| PathBuf::from("/"));
+    if let Some(path) = &common.data_directory {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        flags.insert("data_directory", path.display().to_string());
     }
     Instance::discover(&Settings::load(&home, flags, std::env::vars())?)
 }

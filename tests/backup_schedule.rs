@@ -73,7 +73,11 @@ fn the_schedule_replicates_and_its_new_primary_takes_over() {
         assert!(code == 0 && text.starts_with("OK: db.0 is fenced: "), "{text}");
 
         assert_eq!(says(&standby, &["schedule", "off"]), "db.1: the schedule is off\n");
-        assert_eq!(standby.one("SELECT count(*) FROM pg_db_role_setting"), "0");
+        let left = standby.one("SELECT setconfig FROM pg_db_role_setting");
+        assert!(
+            left.starts_with("{pgmahout.lineage=") && !left.contains(','),
+            "whose backups they are stays: {left}"
+        );
     }
 }
 
@@ -97,6 +101,55 @@ fn a_fork_does_not_take_the_schedule_along() {
         );
         assert!(says(&fork, &["schedule", "auto-week"]).contains("kept are 7 daily, 1 weekly, 5 by hand"));
     }
+}
+
+/// A fork has its source's system identifier, and so has a standby; only the standby's backups are one with the
+/// primary's.
+#[test]
+fn in_one_bucket_a_fork_leaves_its_sources_backups_alone_and_a_promoted_standby_goes_on_with_them() {
+    let site = Site::new();
+    let s3 = S3::start(&site);
+    s3.create_bucket("kept");
+    let hosts = ["db.0", "db.1", "db.2"].map(|name| {
+        let host = site.host(name).pg(Pg::debian15()).yml("backup_keep_daily", "1");
+        let host = host.yml("backup_keep_weekly", "0").yml("backup_verify_days", "0");
+        s3.yml("kept", "shop").iter().fold(host, |host, (name, value)| host.yml(name, value)).build()
+    });
+    let [source, fork, standby] = &hosts;
+    let auto = |host: &Host, words: &[&str]| {
+        host.agent(&[&["backup", "auto"], words].concat()).s3().run().ok().stdout
+    };
+    source.exec("CREATE TABLE t AS SELECT 1 AS n");
+    says(source, &["schedule", "auto-month"]);
+    assert!(auto(source, &[]).contains("a001"));
+    fork.agent(&["fork"]).stdin(source.blurb()).run().ok();
+    standby.enslave(source, &[]);
+    says(fork, &["schedule", "auto-month"]);
+
+    let none = fork.agent(&["backup", "check"]).s3().run();
+    assert!(none.code == 1 && none.stdout.starts_with("NONE: "), "{none:?}");
+    let silent =
+        fork.agent(&["backup", "check"]).s3().env("PGMAHOUT_STORE_ENDPOINT", "http://127.0.0.1:9").run();
+    assert!(silent.code == 1 && silent.stdout.starts_with("FAILED: could not reach "), "{silent:?}");
+    assert_eq!(silent.stdout.lines().count(), 1);
+    let taken = auto(fork, &[]);
+    assert!(taken.contains("a002") && !taken.contains("a001"), "{taken}");
+    let names = |host: &Host| {
+        let list = host.agent(&["--json", "backup", "list"]).s3().run().json();
+        list.as_array().unwrap().iter().map(|b| b["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(fork), ["a001", "a002"], "either has a night's of its own");
+    source.agent(&["backup", "auto"]).s3().env("PGMAHOUT_STORE_ENDPOINT", "http://127.0.0.1:9").run();
+    let check = || source.agent(&["backup", "check"]).s3().run();
+    assert!(check().stdout.starts_with("FAILED: last try at "), "{:?}", check());
+    auto(source, &[]);
+    assert_eq!(check().code, 0, "nothing is missing: {:?}", check());
+    let again = auto(source, &["--dry-run"]);
+    assert!(again.contains("not before") && !again.contains("a002"), "{again}");
+
+    standby.agent(&["promote", "--fence"]).stdin(source.blurb()).run().ok();
+    let on = auto(standby, &["--dry-run"]);
+    assert!(on.contains("not before") && on.contains("a001") && !on.contains("a002"), "{on}");
 }
 
 #[test]

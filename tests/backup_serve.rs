@@ -351,7 +351,14 @@ fn a_link_says_where_others_reach_it() {
     let (host, port) = host();
     shelve(&host, "b001", "shop", 1_795_191_420, b"the first");
     let ask = |name: &str, value: &str| host.agent(&["backup", "url", "b001"]).env(name, value).run().ok();
-    ask("X", "").says(&format!("http://127.0.0.1:{port}/b001.dump?")).says("on this machine only");
+    ask("X", "").says(&format!(
+        "nothing listens on 127.0.0.1:{port} now: the link works while `pgmahout serve` runs"
+    ));
+    let _server = serve(&host);
+    ask("X", "")
+        .says_not("nothing listens")
+        .says(&format!("http://127.0.0.1:{port}/b001.dump?"))
+        .says("on this machine only");
     ask("PGMAHOUT_SERVE_URL", "https://backups.example.com/x/")
         .says("https://backups.example.com/x/b001.dump?")
         .says_not("warning");

@@ -85,6 +85,7 @@ fn manifest(file: &str, stored: Stored, content: &[u8]) -> Manifest {
         tool_version: Some("15.18".into()),
         agent_version: "0".into(),
         system_id: SystemId(7_000_000_000_000_000_001),
+        lineage: None,
         timeline: Timeline(1),
         lsn: Lsn(0x0150_0000),
         file: file.into(),

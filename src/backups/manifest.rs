@@ -181,6 +181,10 @@ pub struct Manifest {
     pub agent_version: String,
     /// The cluster's.
     pub system_id: SystemId,
+    /// Of which succession of primaries it is: forks and restored copies have the cluster's system identifier too. None
+    /// where no schedule was ever on, or the server was down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<String>,
     /// The timeline of `lsn`.
     pub timeline: Timeline,
     /// The backup has what was committed up to here.

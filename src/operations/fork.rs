@@ -58,7 +58,7 @@ pub struct Report {
 }
 
 /// There from the begin of the copy to the end of recovery: the system identifier of the source.
-fn note(instance: &Instance) -> PathBuf {
+pub(super) fn note(instance: &Instance) -> PathBuf {
     instance.state_directory.join("forking")
 }
 
@@ -111,12 +111,13 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     progress.step("ending recovery");
     report.lsn = promote::end_recovery(context, &mut db, options.timeout)?;
     report.timeline = Some(promote::timeline(&mut db, instance)?);
-    fs::remove_file(&note).on("remove", &note)?;
     job::forget(instance);
 
     let data = instance.data_directory()?;
     standby::forget_settings(instance, &data, &there.target, there.version)?;
     report.warnings = untie(&mut db)?;
+    // Not before: until then it has the source's schedule of backups, which would act here.
+    fs::remove_file(&note).on("remove", &note)?;
     if let Some(slot) = &copied.slot {
         drop_slot(context, &mut there.db, slot, &there.name);
     }
@@ -161,8 +162,7 @@ pub(super) fn untie(db: &mut Db) -> Result<Vec<String>> {
             "synchronous_standby_names was {names:?}: commits would have waited; it is empty now"
         ));
     }
-    if let Some(plan) = backup::schedule::recorded(db)? {
-        backup::schedule::record(db, None)?;
+    if let Some(plan) = backup::schedule::untie(db)? {
         warnings.push(format!(
             "the schedule of backups ({plan}) is the source's and was not taken along; `pgmahout backup schedule \
              {plan}` turns it on here"

@@ -90,6 +90,7 @@ pub fn manifest(host: &Host, database: &str, bytes: &[u8]) -> Manifest {
         tool_version: Some(version_of(&program(host, "pg_dump"))),
         agent_version: "0.1.0".into(),
         system_id: SystemId(host.system_identifier()),
+        lineage: None,
         timeline: Timeline(1),
         lsn: Lsn(1),
         file: String::new(),

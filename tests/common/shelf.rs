@@ -53,6 +53,7 @@ pub fn shelve(host: &Host, id: &str, database: &str, at: i64, content: &[u8]) ->
         tool_version: None,
         agent_version: "0".into(),
         system_id: SystemId(host.system_identifier()),
+        lineage: None,
         timeline: Timeline(1),
         lsn: Lsn(0x100_0000),
         file,

@@ -135,6 +135,7 @@ b002 HEROKU_POSTGRESQL_GOLD_URL/postgres logical" ]
     herd pgbackups:capture amber --physical --json >"$BATS_TEST_TMPDIR/physical"
     jq -e '.kind == "physical" and .id == "b003" and .instance == "db.0"' "$BATS_TEST_TMPDIR/physical"
     herd pgbackups:download b003 "$scene/here/b003" >&2
+    ends 3 "Its followers have to be followed anew: db." herd pgbackups:restore DATABASE_URL b003
     herd addons:add heroku-postgresql --as silver
     herd pgbackups:restore SILVER b003 --confirm shop
     [ "$(contents db.2)" = "$(contents db.1)" ]

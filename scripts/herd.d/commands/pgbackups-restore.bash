@@ -19,7 +19,7 @@
 #   herd pgbackups:restore SILVER "$(herd -a shop pgbackups:url)"
 
 command_pgbackups_restore() {
-    local wanted="" source="" database="" target id holder backup backups silent recent="" words=() from="" name kind=logical report
+    local wanted="" source="" database="" target id holder backup backups silent recent="" words=() from="" name kind=logical report followers=()
     while (($#)); do
         case $1 in
             --database)
@@ -59,10 +59,15 @@ command_pgbackups_restore() {
     # From the store of its own, if the backup is there
     if [[ -n ${holder:-} && $source != *:* && $(of_backup '.holders | any(. == $t)' --arg t "$target") == true ]]; then holder=$target; fi
 
+    # What replaces the whole server is no longer what its followers follow
+    [[ $kind == logical ]] || mapfile -t followers < <(with_info | jq -r --arg n "$target" '([.databases[] | select(.name == $n)][0]) as $d
+        | [(.databases[] | select(.info.role == "standby" and .info.following.primary == $d.address) | .name), ($d.info.followers // [] | .[].name)] | unique[]')
+
     [[ -n $json || ($confirmed != "$app" && ! -t 0) ]] || arrow
     confirm_app "what is in $(what_goes) would be replaced" \
         "WARNING: Destructive Action" \
         "What is in $(what_goes) will be replaced by $id$recent." \
+        ${followers[@]+"Its followers have to be followed anew: ${followers[*]}"} \
         "This command will affect the app: $app"
     words=(backup restore --confirm "$name")
     : >"$work/blurb"
@@ -77,6 +82,9 @@ command_pgbackups_restore() {
     }
     say "Restoring... done$(jq -r 'if (.tables | type) == "number" then ", \(.tables) tables, \(.rows) rows" else "" end' <<<"$report")"
     say "$(jq -r '.kept // empty | "What it had is kept in \(.)"' <<<"$report" | plain)" | sed '/^$/d'
+    for name in ${followers[@]+"${followers[@]}"}; do
+        warn "$(label "$name") cannot go on following: herd pg:follow $name --of $(label "$target")"
+    done
     [[ -z $json ]] || printf '%s\n' "$report"
 }
 

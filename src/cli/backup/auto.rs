@@ -3,6 +3,7 @@
 use super::super::output::show;
 use crate::backups::schedule::Due;
 use crate::error::Result;
+use crate::instance::Instance;
 use crate::operations::Context;
 use crate::operations::backup::auto::{self, Report};
 use crate::progress::time_text;
@@ -28,9 +29,14 @@ pub struct AutoArgs {
 }
 
 /// Runs it.
-pub fn run(context: Context, args: &AutoArgs, json: bool) -> Result<()> {
+pub fn run(
+    context: Context,
+    args: &AutoArgs,
+    json: bool,
+    reload: &dyn Fn() -> Result<Instance>,
+) -> Result<()> {
     if args.forever {
-        return auto::run_loop(context);
+        return auto::run_loop(context.progress, reload);
     }
     let report = auto::run(context, args.dry_run)?;
     show(json, &report, text);

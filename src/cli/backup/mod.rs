@@ -12,6 +12,7 @@ mod verify;
 use super::output::{answer, say, show, table};
 use crate::backups::manifest::{BackupId, Kind, Manifest};
 use crate::error::Result;
+use crate::instance::Instance;
 use crate::operations::{Context, backup};
 use crate::progress::{bytes_text, duration_text, time_text};
 use crate::store::catalog::Listed;
@@ -71,7 +72,12 @@ enum Verb {
 }
 
 /// Runs it.
-pub fn run(context: Context, args: BackupArgs, json: bool) -> Result<()> {
+pub fn run(
+    context: Context,
+    args: BackupArgs,
+    json: bool,
+    reload: &dyn Fn() -> Result<Instance>,
+) -> Result<()> {
     match args.verb {
         Verb::Capture(args) => capture::run(context, &args, json)?,
         Verb::Restore(args) => restore::run(context, args, json)?,
@@ -82,11 +88,15 @@ pub fn run(context: Context, args: BackupArgs, json: bool) -> Result<()> {
         }
         Verb::Url(args) => url::run(context, &args, json)?,
         Verb::Schedule(args) => schedule::run(context, &args, json)?,
-        Verb::Auto(args) => auto::run(context, &args, json)?,
+        Verb::Auto(args) => auto::run(context, &args, json, reload)?,
         Verb::Check(args) => check::run(context, &args, json)?,
         Verb::Info { id } => show(json, &backup::info(context, id)?, info_text),
         Verb::Download(args) => download::run(context, args, json)?,
         Verb::Delete { ids, dry_run } => {
+            // Of several nothing is removed because of a slip in one.
+            for id in &ids {
+                backup::info(context, *id)?;
+            }
             for id in ids {
                 let removed = backup::delete(context, id, dry_run)?;
                 let verb = if dry_run { "would be removed" } else { "is removed" };

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 Examples:
   pgmahout backup restore b001 copy             into a database that may not be there yet
   pgmahout backup restore b001 --confirm db.0   over the database that it was taken of
+  pgmahout backup restore b002 --confirm db.0   a physical one: over the whole cluster
   pgmahout backup restore 'https://…' shop      from a link
   pgmahout backup restore - shop < b001.dump
   dotcloud info db.0 | dotcloud run db.1 pgmahout backup restore b001 shop --from-blurb")]

@@ -4,6 +4,7 @@
 
 use super::super::Context;
 use super::super::enslave::here::has_standby_file;
+use super::super::fork;
 use super::super::primary::address;
 use super::super::standby;
 use super::{capture, now, schedule};
@@ -14,7 +15,7 @@ use crate::durable::{self, Context as _, Lock};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::process;
-use crate::progress::{bytes_text, time_text};
+use crate::progress::{Progress, bytes_text, time_text};
 use crate::sql::{Db, Target};
 use crate::store::catalog::Listed;
 use crate::store::{self, Store, catalog};
@@ -144,6 +145,12 @@ pub fn role(instance: &Instance) -> Result<Role> {
     if let Some(why) = instance.fenced() {
         return idle(format!("{name} is fenced: {why}"), true);
     }
+    if fork::note(instance).exists() {
+        // Not another's affair: nobody is told that all is well where a fork was given up.
+        let note = fork::note(instance);
+        let why = format!("the fork of {name} is not through; run it again, or remove {}", note.display());
+        return idle(why, false);
+    }
     if has_standby_file(&data) {
         let conninfo = standby::primary_conninfo_in_files(&data)?;
         return idle(standby(conninfo.as_ref().and_then(address)), true);
@@ -233,9 +240,12 @@ impl Pass<'_> {
         let store = store::open(instance)?;
         let names = databases(db)?;
         let system_id = instance.control()?.map(|control| control.system_id);
+        let lineage = schedule::lineage(db)?;
         let own = |store: &dyn Store| -> Result<Vec<Listed>> {
-            let all = catalog::list(store, context.progress)?;
-            Ok(all.into_iter().filter(|listed| Some(listed.manifest.system_id) == system_id).collect())
+            let all = catalog::list(store, context.progress)?.into_iter();
+            let is_own =
+                |listed: &Listed| schedule::is_own(instance, system_id, lineage.as_deref(), &listed.manifest);
+            Ok(all.filter(is_own).collect())
         };
         let listed = own(&*store)?;
         let tried = self.last.as_ref().map(|last| last.tried.clone());
@@ -250,7 +260,7 @@ impl Pass<'_> {
         let listed = if self.report.retention.iter().any(|d| !d.keep) { own(&*store)? } else { listed };
         self.verify(&listed, &names)?;
         self.report.next = Some(self.next());
-        Ok(())
+        self.recover(&listed, &names)
     }
 
     fn capture_all(&mut self, names: &[String]) -> Result<()> {
@@ -388,6 +398,23 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// What failed is over once nothing is missing: a store that was away for a moment while no backup was due would
+    /// be a failure until the next night.
+    fn recover(&mut self, listed: &[Listed], names: &[String]) -> Result<()> {
+        let minutes = self.context.instance.backup.time;
+        let is_there =
+            |name: &String| matches!(due(last_of(listed, name), None, minutes, now()), Due::Later { .. });
+        let is_idle = !self.began && !self.report.dry_run && self.failed.is_none();
+        match &mut self.last {
+            Some(last) if is_idle && !last.tried.ok && names.iter().all(is_there) => {
+                last.tried = Try { ok: true, failures: 0, ..last.tried };
+                (last.over, last.error, last.databases) = (true, None, names.to_vec());
+                remember(self.context.instance, last)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// When there is something to do again.
     fn next(&self) -> i64 {
         let (now, minutes) = (now(), self.context.instance.backup.time);
@@ -419,8 +446,9 @@ fn later(context: Context, first: Option<Error>, of: &str, error: Error) -> Opti
 /// there is no other.
 pub fn databases(db: &mut Db) -> Result<Vec<String>> {
     let rows = db.rows(
+        // What a restore fills, or has replaced, is none for anybody.
         "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate AND datname <> 'postgres' \
-         ORDER BY datname",
+         AND datname !~ '_pgmahout_(restore|old)_[0-9a-f]{8}$' ORDER BY datname",
         &[],
     )?;
     let mut names: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
@@ -488,8 +516,9 @@ const CLOCK_JUMP: i64 = 90;
 const AFTER_ERROR: i64 = 300;
 
 /// Does what is due whenever it is, until it is interrupted. One line for each event.
-pub fn run_loop(context: Context) -> Result<()> {
-    let mut state = Loop { context, said: String::new(), next: 0, looked: None };
+/// `reload` gives the instance with the settings of now: where the backups go may be set while it runs.
+pub fn run_loop(progress: &Progress, reload: &dyn Fn() -> Result<Instance>) -> Result<()> {
+    let mut state = Loop { progress, reload, said: String::new(), next: 0, looked: None, known: Vec::new() };
     loop {
         match state.look() {
             Err(Error::Interrupted) => return Ok(()),
@@ -508,24 +537,29 @@ pub fn run_loop(context: Context) -> Result<()> {
 }
 
 struct Loop<'a> {
-    context: Context<'a>,
+    progress: &'a Progress,
+    reload: &'a dyn Fn() -> Result<Instance>,
     /// The last thing that was said; it is not said again and again.
     said: String,
     /// When a pass is due, seconds since 1970; 0: at once.
     next: i64,
     looked: Option<(i64, Instant)>,
+    /// The databases of the last pass.
+    known: Vec<String>,
 }
 
 impl Loop<'_> {
     fn say(&mut self, text: String) {
         if self.said != text {
-            self.context.progress.step(format!("{} {text}", time_text(now())));
+            self.progress.step(format!("{} {text}", time_text(now())));
             self.said = text;
         }
     }
 
     fn look(&mut self) -> Result<()> {
         process::check_interrupt()?;
+        let instance = (self.reload)()?;
+        let context = Context { instance: &instance, progress: self.progress };
         let (clock, passed) = (now(), Instant::now());
         if let Some((then, since)) = self.looked.replace((clock, passed)) {
             let expected = then + passed.duration_since(since).as_secs() as i64;
@@ -535,9 +569,12 @@ impl Loop<'_> {
             }
         }
         // Whatever it is, once it is over everything is looked at anew.
-        let plan = match role(self.context.instance)? {
+        let plan = match role(&instance)? {
             Role::Idle { why, .. } => Err(why),
-            Role::Primary(mut db) => schedule::recorded(&mut db)?.ok_or("the schedule is off".to_owned()),
+            Role::Primary(mut db) => match schedule::recorded(&mut db)? {
+                None => Err("the schedule is off".to_owned()),
+                Some(_) => Ok(databases(&mut db)?),
+            },
         };
         match plan {
             Err(why) => {
@@ -545,13 +582,17 @@ impl Loop<'_> {
                 self.say(why);
                 Ok(())
             }
-            Ok(_) if clock < self.next => Ok(()),
-            Ok(_) => self.pass(),
+            // A new one has no backup yet, which `backup check` says at once.
+            Ok(names) if clock < self.next && names.iter().all(|name| self.known.contains(name)) => Ok(()),
+            Ok(names) => {
+                self.known = names;
+                self.pass(context)
+            }
         }
     }
 
-    fn pass(&mut self) -> Result<()> {
-        match run(self.context, false) {
+    fn pass(&mut self, context: Context) -> Result<()> {
+        match run(context, false) {
             Ok(report) => {
                 let Some(next) = report.next else { return Ok(()) };
                 if let Some(Verifying { id, done: false, reason }) = &report.verification {
@@ -565,9 +606,8 @@ impl Loop<'_> {
             // Somebody takes one by hand, restores, verifies: soon again.
             Err(error @ Error::Locked { .. }) => Err(error),
             Err(error) => {
-                let wait = last(self.context.instance).map(|last| last.tried).filter(|tried| !tried.ok);
-                let again =
-                    wait.map(|tried| due(None, Some(&tried), self.context.instance.backup.time, now()));
+                let wait = last(context.instance).map(|last| last.tried).filter(|tried| !tried.ok);
+                let again = wait.map(|tried| due(None, Some(&tried), context.instance.backup.time, now()));
                 self.next = match again {
                     Some(Due::Later { at, .. }) => at,
                     _ => now() + AFTER_ERROR,

@@ -3,7 +3,7 @@
 
 use super::super::Context;
 pub use super::subject::{Options, Subject, Written};
-use super::{lock, logical, now, physical};
+use super::{lock, logical, now, physical, schedule};
 use crate::backups::manifest::{BackupId, FORMAT, Kind, Manifest};
 use crate::error::Result;
 use crate::store::sealed::Sealer;
@@ -103,6 +103,7 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
         tool_version: written.tool_version,
         agent_version: env!("CARGO_PKG_VERSION").into(),
         system_id: written.system_id,
+        lineage: schedule::lineage_of(instance),
         timeline: written.timeline,
         lsn: written.lsn,
         file,

@@ -4,7 +4,7 @@ use super::super::Context;
 use super::auto::{self, Role};
 use super::{now, schedule};
 use crate::backups::manifest::{BackupId, Kind};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::process;
 use crate::progress::{duration_text, time_text};
 use crate::store::catalog::Listed;
@@ -24,7 +24,7 @@ pub enum Status {
     None,
     /// The last good one is too old.
     Old,
-    /// The last try, or the last verification, failed.
+    /// The last try, or the last verification, failed; or the store cannot be asked.
     Failed,
 }
 
@@ -51,6 +51,7 @@ pub struct Report {
 pub fn run(context: Context, max_age: Option<Duration>) -> Result<Report> {
     let instance = context.instance;
     let mut found = Found { plan: None, databases: None };
+    let mut lineage = None;
     match auto::role(instance) {
         Ok(Role::Idle { why, elsewhere: true }) if max_age.is_none() => {
             let report = found.report(context, Status::Elsewhere, format!("OK: {why}"));
@@ -58,6 +59,7 @@ pub fn run(context: Context, max_age: Option<Duration>) -> Result<Report> {
         }
         Ok(Role::Primary(mut db)) => {
             found.plan = schedule::recorded(&mut db)?;
+            lineage = Some(schedule::lineage(&mut db)?);
             found.databases = Some(auto::databases(&mut db)?);
         }
         // A server that is down does not make its backups old: they are judged as they are.
@@ -69,8 +71,18 @@ pub fn run(context: Context, max_age: Option<Duration>) -> Result<Report> {
     }
     let store = store::open(instance)?;
     let system_id = instance.control().ok().flatten().map(|control| control.system_id);
-    let all = catalog::list(&*store, context.progress)?;
-    let own = |listed: &Listed| system_id.is_none_or(|id| listed.manifest.system_id == id);
+    let all = match catalog::list(&*store, context.progress) {
+        // Of a store that does not answer monitoring gets its line as well.
+        Err(error) if !matches!(error, Error::Interrupted) => {
+            return Ok(found.report(context, Status::Failed, format!("FAILED: {error}")));
+        }
+        other => other?,
+    };
+    let own = |listed: &Listed| match &lineage {
+        Some(lineage) => schedule::is_own(instance, system_id, lineage.as_deref(), &listed.manifest),
+        // The server cannot be asked; what can be told is told.
+        None => system_id.is_none_or(|id| listed.manifest.system_id == id),
+    };
     let listed: Vec<Listed> = all.into_iter().filter(own).collect();
     let limit = max_age.unwrap_or(instance.backup.max_age);
     let (status, text, worst) = found.judge(&listed, last.as_ref(), limit, &store.place(), now());

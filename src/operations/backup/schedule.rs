@@ -2,18 +2,23 @@
 //! it, and has it when it is promoted.
 
 use super::super::{Context, primary};
+use crate::backups::manifest::Manifest;
 use crate::backups::retention::Keep;
 use crate::backups::schedule::Plan;
 use crate::error::Result;
 use crate::instance::Instance;
 use crate::layout::Service;
+use crate::postgres::wal::SystemId;
 use crate::settings::Origin;
 use crate::sql::{Db, Target, literal};
 use serde::Serialize;
 
-/// A setting of the database `postgres` that the server itself does not know. It replicates, as postgresql.conf
+/// Settings of the database `postgres` that the server itself does not know. They replicate, as postgresql.conf
 /// does not.
-const SETTING: &str = "pgmahout.backups";
+const PLAN: &str = "pgmahout.backups";
+/// Which succession of primaries this is: standbys have it too, a fork or a restored copy gets one of its own. The
+/// system identifier cannot tell them apart.
+const LINEAGE: &str = "pgmahout.lineage";
 
 /// What is scheduled.
 #[derive(Debug, Serialize)]
@@ -50,24 +55,73 @@ pub struct Install {
 /// The plan that is recorded in the cluster of this connection, which may be a standby's; none when the schedule
 /// is off.
 pub fn recorded(db: &mut Db) -> Result<Option<String>> {
+    Ok(setting(db, PLAN)?.filter(|plan| plan != "off"))
+}
+
+/// The cluster's lineage; none where no schedule was ever turned on.
+pub fn lineage(db: &mut Db) -> Result<Option<String>> {
+    setting(db, LINEAGE)
+}
+
+/// The same of this instance; none too where its server cannot be asked.
+pub fn lineage_of(instance: &Instance) -> Option<String> {
+    let target = Target::local(instance).ok()?;
+    lineage(&mut Db::connect(&target).ok()?).ok().flatten()
+}
+
+fn setting(db: &mut Db, name: &str) -> Result<Option<String>> {
     // Not current_setting(): it is that of when the session began.
     let rows = db.rows(
         "SELECT option FROM (SELECT unnest(setconfig) AS option FROM pg_db_role_setting s \
          JOIN pg_database d ON d.oid = s.setdatabase WHERE d.datname = 'postgres' AND s.setrole = 0) o \
-         WHERE option LIKE 'pgmahout.backups=%'",
-        &[],
+         WHERE split_part(option, '=', 1) = $1",
+        &[&name],
     )?;
     let text: Option<String> = rows.first().map(|row| row.get(0));
-    let plan = text.and_then(|text| text.split_once('=').map(|(_, plan)| plan.to_owned()));
-    Ok(plan.filter(|plan| !plan.is_empty() && plan != "off"))
+    Ok(text
+        .and_then(|text| text.split_once('=').map(|(_, value)| value.to_owned()))
+        .filter(|v| !v.is_empty()))
 }
 
-/// Records a plan, or that there is none; on a primary.
+/// Records a plan, or that there is none; on a primary. The lineage stays when the schedule is turned off.
 pub fn record(db: &mut Db, plan: Option<Plan>) -> Result<()> {
-    db.run(&match plan {
-        Some(plan) => format!("ALTER DATABASE postgres SET \"{SETTING}\" = {}", literal(plan.name())),
-        None => format!("ALTER DATABASE postgres RESET \"{SETTING}\""),
-    })
+    let Some(plan) = plan else {
+        return db.run(&format!("ALTER DATABASE postgres RESET \"{PLAN}\""));
+    };
+    if lineage(db)?.is_none() {
+        let mut bytes = [0u8; 8];
+        openssl::rand::rand_bytes(&mut bytes).expect("OpenSSL has random bytes");
+        let new: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        db.run(&format!("ALTER DATABASE postgres SET \"{LINEAGE}\" = {}", literal(&new)))?;
+    }
+    db.run(&format!("ALTER DATABASE postgres SET \"{PLAN}\" = {}", literal(plan.name())))
+}
+
+/// Takes the schedule and the lineage off a copy that goes its own way, before its own schedule can see the original's
+/// backups. Gives the plan that it had.
+pub fn untie(db: &mut Db) -> Result<Option<String>> {
+    let plan = recorded(db)?;
+    for name in [PLAN, LINEAGE] {
+        if setting(db, name)?.is_some() {
+            db.run(&format!("ALTER DATABASE postgres RESET \"{name}\""))?;
+        }
+    }
+    Ok(plan)
+}
+
+/// Whether the schedule of this instance may count, and remove, a backup. Where nothing says of which lineage it is,
+/// it has to be taken here.
+pub fn is_own(
+    instance: &Instance,
+    system_id: Option<SystemId>,
+    lineage: Option<&str>,
+    of: &Manifest,
+) -> bool {
+    let same = match of.lineage.as_deref() {
+        Some(other) => lineage == Some(other),
+        None => of.instance == instance.name && of.app == instance.app,
+    };
+    system_id == Some(of.system_id) && same
 }
 
 /// Shows it.

@@ -11,6 +11,7 @@ use crate::store::{self, catalog};
 use serde::Serialize;
 use std::fs::{self, Permissions};
 use std::io::Write;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -53,6 +54,12 @@ pub fn run(context: Context, id: BackupId, expires: Option<Duration>) -> Result<
                      or serve_url to the URL of a proxy before it"
                         .to_owned(),
                 );
+            }
+            if nobody_listens(&instance.backup.serve_listen) {
+                warnings.push(format!(
+                    "nothing listens on {} now: the link works while `pgmahout serve` runs",
+                    instance.backup.serve_listen
+                ));
             }
             let base = base.trim_end_matches('/');
             format!("{base}/{}", link::signed(&key(instance)?, id, &name, &manifest.file, expires))
@@ -104,6 +111,20 @@ fn platform_url(instance: &Instance) -> Option<String> {
 fn is_loopback(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     ["127.", "localhost", "[::1]"].iter().any(|begin| rest.starts_with(begin))
+}
+
+/// Of an address of this machine; of another one nothing can be said from here.
+fn nobody_listens(listen: &str) -> bool {
+    let (host, port) = listen.rsplit_once(':').unwrap_or((listen, ""));
+    let host = match host {
+        "" | "*" | "0.0.0.0" | "[::]" => "127.0.0.1",
+        host if is_loopback(&format!("http://{host}")) => host,
+        _ => return false,
+    };
+    let addresses = format!("{host}:{port}").to_socket_addrs();
+    addresses.is_ok_and(|mut addresses| {
+        addresses.all(|at| TcpStream::connect_timeout(&at, Duration::from_secs(1)).is_err())
+    })
 }
 
 /// The key that this instance's links are signed with; made when there is none. Two that make it at once get the
