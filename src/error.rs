@@ -406,8 +406,6 @@ pub enum Error {
     NoDatabase { database: String, there: Vec<String> },
     /// None was named, and there are several.
     WhichDatabase { there: Vec<String> },
-    /// No pg_dump that fits the server. `looked` is where, with the versions that are too old.
-    NoDumpTool { major: String, looked: Vec<String> },
     /// `pg_dump` has failed; `said` is its stderr.
     Dump { database: String, status: String, said: String },
     /// What `pg_dump` wrote is no whole archive, although it said that it was done.
@@ -1421,14 +1419,6 @@ impl Error {
                 format!("there are several databases: {}", there.join(", ")),
                 "say which: pgmahout backup capture DATABASE",
             ),
-            Error::NoDumpTool { major, looked } => (
-                Failed,
-                format!(
-                    "there is no pg_dump for a server of version {major}; looked at: {}",
-                    printable(&looked.join(", "))
-                ),
-                "",
-            ),
             Error::Dump { database, status, said } => {
                 (Failed, format!("pg_dump of {database} failed ({status}): {}", printable(said)), "")
             }
@@ -1658,7 +1648,6 @@ impl Error {
                     .into()
             }
             Error::UnknownRelease { offered, .. } => offered.clone(),
-            Error::NoDumpTool { major, .. } => format!("apt-get install postgresql-client-{major}"),
             Error::Dump { said, .. } if said.contains("conflict with recovery") => {
                 "this standby took replay before the dump: set max_standby_streaming_delay = -1 (or a longer one) or \
                  hot_standby_feedback = on here, or capture on the primary"
@@ -1692,7 +1681,8 @@ impl Error {
                 )
             }
             Error::BackupTool { program, wanted, .. } => {
-                let package = if *program == "pg_restore" { "postgresql-client-" } else { "postgresql-" };
+                // Debian has pg_amcheck among the server's programs.
+                let package = if *program == "pg_amcheck" { "postgresql-" } else { "postgresql-client-" };
                 format!("apt-get install {package}{wanted}, or pgmahout build-version {wanted} --no-switch")
             }
             Error::ReplacesDatabase { instance, .. } => {

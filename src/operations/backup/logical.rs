@@ -3,12 +3,12 @@
 use super::super::activity::target;
 use super::super::{Context, client, promote, standby};
 use super::subject::{Options, Subject, Written};
+use super::tools::{self, Tool};
 use crate::backups::manifest::{Needs, Table};
 use crate::compress::{self, Block, Compression, Form, Pool};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::postgres::archive::{self, Archive, Fault, Packing, Sink};
-use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{Lsn, SystemId, Timeline};
 use crate::process::{self, Finished, Producer};
 use crate::progress::Progress;
@@ -20,7 +20,7 @@ use std::fs::{File, Permissions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ pub fn subject(context: Context, options: &Options) -> Result<Subject> {
         None => default_database(&there)?,
     };
     // What would make the backup fail is found before anything is stored.
-    let tool = Tool::find(context.instance, db.version)?;
+    let tool = tools::find(context.instance, "pg_dump", db.version, db.version)?;
     compression(context, options, &tool)?;
     let size: i64 = db.value("SELECT pg_database_size($1::text::name)", &[&database])?;
     Ok(Subject { database: Some(database), database_size: size as u64 })
@@ -75,7 +75,7 @@ pub fn write(context: Context, options: &Options, subject: &Subject, to: &mut dy
     let database = subject.database.as_deref().unwrap_or("postgres");
     let target = target(context)?.database(database);
     let mut db = Db::connect(&target)?;
-    let tool = Tool::find(context.instance, db.version)?;
+    let tool = tools::find(context.instance, "pg_dump", db.version, db.version)?;
     let compression = compression(context, options, &tool)?;
     let standing = Standing::of(&mut db, context.instance)?;
     let snapshot = export_snapshot(&mut db, standing.from_standby)?;
@@ -104,7 +104,7 @@ pub fn write(context: Context, options: &Options, subject: &Subject, to: &mut dy
         from_standby: standing.from_standby,
         server_version: standing.server_version,
         server_version_num: standing.server_version_num,
-        tool_version: Some(tool.version_text),
+        tool_version: Some(tool.version.to_string()),
         system_id: standing.system_id,
         timeline: standing.timeline,
         lsn: standing.lsn,
@@ -261,77 +261,27 @@ fn needs(db: &mut Db) -> Result<Needs> {
 
 // ---- pg_dump
 
-/// A `pg_dump` that can dump the server.
-struct Tool {
-    path: PathBuf,
-    version: PgVersion,
-    /// E.g. `15.18`.
-    version_text: String,
-}
-
-impl Tool {
-    /// The one among the instance's programs, else the newest on this machine that is not older than the server.
-    fn find(instance: &Instance, server: PgVersion) -> Result<Tool> {
-        let own = instance.program("pg_dump").ok().and_then(|path| Tool::at(path).ok());
-        if let Some(own) = own.filter(|own| own.version.dumps(server)) {
-            return Ok(own);
-        }
-        let (mut found, mut looked) = (Vec::new(), Vec::new());
-        looked.extend(instance.bin_directory().map(|directory| directory.display().to_string()));
-        for path in on_this_machine() {
-            match Tool::at(path.clone()) {
-                Ok(tool) if tool.version.dumps(server) => found.push(tool),
-                Ok(tool) => looked.push(format!("{} ({})", path.display(), tool.version_text)),
-                Err(_) => looked.push(format!("{} (does not run)", path.display())),
-            }
-        }
-        looked.extend(["PATH".to_owned(), format!("{DEBIAN}/*/bin")]);
-        // Of equal ones the first: Debian's own programs rather than the wrapper in PATH that chooses one.
-        let newest = found.into_iter().rev().max_by_key(|tool| tool.version);
-        newest.ok_or_else(|| Error::NoDumpTool { major: server.major(), looked })
+/// Archives with zstd can be written by this pg_dump and read by the pg_restore beside it. pg_dump says that it cannot
+/// before it connects; this one is told to connect where nobody is.
+fn has_zstd(dump: &Tool) -> Result<bool> {
+    const NOWHERE: &str = "/nonexistent/pgmahout";
+    let restore = tools::at(&dump.path.with_file_name("pg_restore"));
+    if !dump.version.has_zstd_archives() || restore.is_none_or(|tool| tool.version != dump.version) {
+        return Ok(false);
     }
-
-    fn at(path: PathBuf) -> Result<Tool> {
-        let said = process::run(Command::new(&path).arg("--version"), PROBE_LIMIT)?.stdout;
-        let version = PgVersion::parse(said.trim())?;
-        let words = said.split_whitespace();
-        let text = words.into_iter().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
-        Ok(Tool { path, version, version_text: text.unwrap_or_default().to_owned() })
-    }
-
-    /// Archives with zstd can be written by it and read by the pg_restore beside it. pg_dump says that it cannot
-    /// before it connects; this one is told to connect where nobody is.
-    fn has_zstd(&self) -> Result<bool> {
-        const NOWHERE: &str = "/nonexistent/pgmahout";
-        let restore = Tool::at(self.path.with_file_name("pg_restore"));
-        if !self.version.has_zstd_archives() || !restore.is_ok_and(|tool| tool.version == self.version) {
-            return Ok(false);
-        }
-        let mut probe = Command::new(&self.path);
-        probe.args(["-Fc", "--compress=zstd:1", "--no-password", "-h", NOWHERE, "-p", "1", "-d", "postgres"]);
-        probe.env_remove("PGSERVICE").env_remove("PGHOSTADDR");
-        Ok(process::run_any(&mut probe, PROBE_LIMIT)?.stderr.contains(NOWHERE))
-    }
-}
-
-const DEBIAN: &str = "/usr/lib/postgresql";
-
-fn on_this_machine() -> Vec<PathBuf> {
-    let directories = std::fs::read_dir(DEBIAN).into_iter().flatten().flatten();
-    let mut paths: Vec<_> = directories.map(|version| version.path().join("bin/pg_dump")).collect();
-    paths.retain(|path| path.is_file());
-    paths.sort();
-    paths.extend(which::which_all("pg_dump").into_iter().flatten());
-    paths
+    let mut probe = Command::new(&dump.path);
+    probe.args(["-Fc", "--compress=zstd:1", "--no-password", "-h", NOWHERE, "-p", "1", "-d", "postgres"]);
+    probe.env_remove("PGSERVICE").env_remove("PGHOSTADDR");
+    Ok(process::run_any(&mut probe, PROBE_LIMIT)?.stderr.contains(NOWHERE))
 }
 
 /// What was asked for, as far as pg_restore can read it.
 fn compression(context: Context, options: &Options, tool: &Tool) -> Result<Compression> {
     let said = options.compression.as_deref().unwrap_or(&context.instance.backup.compression);
     match Compression::parse(said)? {
-        None if tool.has_zstd()? => Ok(Compression::ZSTD),
+        None if has_zstd(tool)? => Ok(Compression::ZSTD),
         None => Ok(Compression::GZIP),
-        Some(Compression::Zstd(_)) if !tool.has_zstd()? => Err(Error::NoZstd { tool: tool.path.clone() }),
+        Some(Compression::Zstd(_)) if !has_zstd(tool)? => Err(Error::NoZstd { tool: tool.path.clone() }),
         Some(compression) => Ok(compression),
     }
 }

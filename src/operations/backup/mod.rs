@@ -10,6 +10,7 @@ pub mod restore;
 pub mod schedule;
 mod scratch;
 pub mod subject;
+pub mod tools;
 pub mod url;
 pub mod verify;
 

@@ -3,9 +3,9 @@
 
 use super::super::Context;
 use super::restore::fill::{self, Filling, Passfile};
-use super::restore::{logical, physical, source, swap, tools};
+use super::restore::{logical, physical, source, swap};
 use super::scratch::Scratch;
-use super::{lock, now};
+use super::{lock, now, tools};
 use crate::backups::manifest::{BackupId, Kind, Manifest, Verified};
 use crate::durable;
 use crate::error::{Error, Result};

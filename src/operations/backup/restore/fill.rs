@@ -2,7 +2,7 @@
 //! for a restore and for a verification.
 
 use super::super::super::{Context, client};
-use super::tools::Tool;
+use super::super::tools::Tool;
 use crate::backups::manifest::Manifest;
 use crate::durable;
 use crate::error::{Error, Result};

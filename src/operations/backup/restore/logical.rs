@@ -1,11 +1,11 @@
 //! Restores one database: into a new one beside the old one, compared with the manifest, and only then swapped.
 
 use super::super::super::{Context, primary};
+use super::super::tools::{self, Tool};
 use super::Options;
 use super::fill::{self, Filling};
 use super::source::{Archive, Opened};
 use super::swap::{self, Old};
-use super::tools::{self, Tool};
 use crate::backups::manifest::Manifest;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};

@@ -6,7 +6,6 @@ pub mod logical;
 pub mod physical;
 pub mod source;
 pub mod swap;
-pub mod tools;
 
 use super::super::Context;
 use super::lock;

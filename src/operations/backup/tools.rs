@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::postgres::version::PgVersion;
 use crate::process;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -21,6 +21,12 @@ pub struct Tool {
 
 /// Debian's directory of versions, each with a `bin`.
 const DEBIAN: &str = "/usr/lib/postgresql";
+
+/// The program there; none where it does not run.
+pub fn at(path: &Path) -> Option<Tool> {
+    let said = process::run(Command::new(path).arg("--version"), Duration::from_secs(30)).ok()?;
+    Some(Tool { path: path.into(), version: PgVersion::parse(said.stdout.trim()).ok()? })
+}
 
 /// Every program of this name on this machine, oldest first.
 pub fn all(instance: &Instance, name: &str) -> Vec<Tool> {
@@ -38,10 +44,7 @@ pub fn all(instance: &Instance, name: &str) -> Vec<Tool> {
         if found.iter().any(|tool| tool.path == path) || path.ends_with("pg_wrapper") {
             continue;
         }
-        let said = process::run(Command::new(&path).arg("--version"), Duration::from_secs(30));
-        if let Some(version) = said.ok().and_then(|said| PgVersion::parse(said.stdout.trim()).ok()) {
-            found.push(Tool { path, version });
-        }
+        found.extend(at(&path));
     }
     found.sort_by_key(|tool| tool.version);
     found
