@@ -305,7 +305,7 @@ fn count(
         threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
     context.progress.end();
-    outcome.into_iter().map(|(outcome, _)| outcome).collect::<Result<()>>()?;
+    outcome.into_iter().try_for_each(|(outcome, _)| outcome)?;
     warnings.extend(warned.into_inner().expect("no panic"));
     Ok(done.into_inner().expect("no panic"))
 }
