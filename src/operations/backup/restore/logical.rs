@@ -138,6 +138,11 @@ pub fn run(context: Context, opened: Opened, options: &Options, begin: Instant) 
     if !db.is_alive() {
         db = swap::maintenance(&target, &database)?;
     }
+    // A slot that was made meanwhile would go with the old database, without a word.
+    let tied = swap::tied(&mut db, &database)?;
+    if !tied.is_empty() {
+        return Err(Error::DatabaseTied { database, by: tied });
+    }
     let swapped = swap::swap(context, &mut db, &mut new, old.as_ref())?;
     report.sessions_ended = swapped.sessions_ended;
     if let Some(old_name) = swapped.old_name {
