@@ -645,3 +645,44 @@ fn a_backup_comes_from_another_instance() {
     assert_eq!(taker.one("SELECT count(*) FROM pg_database WHERE datname = 'x'"), "0");
     no_leftovers(&taker);
 }
+
+#[test]
+fn a_database_that_is_gone_comes_back_with_its_owner_and_grants() {
+    for pg in [Pg::debian15(), Pg::full18()] {
+        let host = host(pg);
+        for role in ["app \"x\"", "reader"] {
+            host.exec(&format!("CREATE ROLE \"{}\"", role.replace('"', "\"\"")));
+        }
+        host.exec("CREATE DATABASE shop OWNER \"app \"\"x\"\"\" CONNECTION LIMIT 7");
+        host.exec("COMMENT ON DATABASE shop IS 'It''s ours'");
+        host.exec("REVOKE ALL ON DATABASE shop FROM PUBLIC");
+        host.exec("GRANT CONNECT ON DATABASE shop TO reader WITH GRANT OPTION");
+        host.exec("ALTER DATABASE shop SET search_path = \"$user\", public, 'a b'");
+        host.exec("ALTER DATABASE shop SET app.secret = 'hunter2'");
+        host.exec("ALTER ROLE reader IN DATABASE shop SET work_mem = '5MB'");
+        host.exec_in("shop", "CREATE TABLE t AS SELECT generate_series(1, 10) AS n");
+        let about = |host: &Host| {
+            host.column(
+                "postgres",
+                "SELECT pg_get_userbyid(datdba) || ' ' || datconnlimit || ' ' || datacl::text || ' ' \
+                 || shobj_description(oid, 'pg_database') || (SELECT string_agg(setrole::regrole || setconfig::text, ';' \
+                 ORDER BY setrole) FROM pg_db_role_setting WHERE setdatabase = d.oid) \
+                 FROM pg_database d WHERE datname = 'shop'",
+            )
+        };
+        let captured = host.agent(&["--json", "backup", "capture", "shop"]).run().ok();
+        captured.says_not("hunter2");
+        host.exec("ALTER DATABASE shop RESET app.secret");
+        let before = about(&host);
+        assert!(before[0].contains("reader=c*/") && before[0].contains("a b"), "{before:?}");
+        host.exec("DROP DATABASE shop WITH (FORCE)");
+        restore(&host, &["b001"]).ok().says("are not in a backup, for they may be secrets: app.secret;");
+        assert_eq!(about(&host), before);
+        assert_eq!(host.one_in("shop", "SELECT count(*) FROM t"), "10");
+        // Under another name too, but not where all is to be the operator's.
+        restore(&host, &["b001", "other", "--no-owner"]).ok();
+        let owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'other'";
+        assert_eq!(host.column("postgres", owner), ["dotcloud"]);
+        no_leftovers(&host);
+    }
+}

@@ -97,6 +97,7 @@ fn manifest(file: &str, stored: Stored, content: &[u8]) -> Manifest {
         database_size: 1,
         tables: Vec::new(),
         needs: Needs::default(),
+        properties: None,
         physical: None,
     }
 }

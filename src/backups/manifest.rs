@@ -127,6 +127,63 @@ pub struct Needs {
     pub settings: BTreeMap<String, String>,
 }
 
+/// What belongs to a database and not to what is in it: a restore needs it when the database was dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Properties {
+    /// Its owner.
+    pub owner: String,
+    /// `datconnlimit`; -1 is none.
+    pub connection_limit: i32,
+    /// Its comment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+    /// Its grants; none where nothing was ever granted or revoked, and PostgreSQL's own defaults hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grants: Option<Vec<Grant>>,
+    /// `ALTER DATABASE … SET`, `ALTER ROLE … IN DATABASE … SET`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<Setting>,
+    /// Names of settings that are the database's users' own, and not in here: their values may be secrets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
+}
+
+impl Properties {
+    /// Those of a database that was just created.
+    pub fn new(owner: &str) -> Properties {
+        Properties {
+            owner: owner.into(),
+            connection_limit: -1,
+            comment: None,
+            grants: None,
+            settings: Vec::new(),
+            left_out: Vec::new(),
+        }
+    }
+}
+
+/// A privilege on a database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// Whose; none is PUBLIC.
+    pub to: Option<String>,
+    /// `CONNECT`, `CREATE`, `TEMPORARY`.
+    pub privilege: String,
+    /// With grant option.
+    pub again: bool,
+}
+
+/// A setting of a database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// Of this role in the database; none: of all.
+    pub role: Option<String>,
+    /// Its name.
+    pub name: String,
+    /// As it stands in `pg_db_role_setting`.
+    pub value: String,
+}
+
 /// What only a physical backup has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Physical {
@@ -208,6 +265,9 @@ pub struct Manifest {
     pub tables: Vec<Table>,
     /// What a restore needs.
     pub needs: Needs,
+    /// What the database is beside what it holds; only of a logical backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub properties: Option<Properties>,
     /// What only a physical backup has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub physical: Option<Physical>,

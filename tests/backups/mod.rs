@@ -116,6 +116,7 @@ pub fn manifest(host: &Host, database: &str, bytes: &[u8]) -> Manifest {
             tablespaces: BTreeMap::new(),
             settings: BTreeMap::new(),
         },
+        properties: None,
         physical: None,
     }
 }

@@ -65,6 +65,7 @@ pub fn shelve(host: &Host, id: &str, database: &str, at: i64, content: &[u8]) ->
         database_size: content.len() as u64,
         tables: Vec::new(),
         needs: Needs::default(),
+        properties: None,
         physical: None,
     };
     catalog::add(&store, &mut manifest).unwrap();

@@ -115,6 +115,7 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
         database_size: subject.database_size,
         tables: written.tables,
         needs: written.needs,
+        properties: written.properties,
         physical: written.physical,
     };
     if let Err(error) = catalog::add(&*store, &mut manifest) {

@@ -2,6 +2,7 @@
 
 use super::super::activity::target;
 use super::super::{Context, client, promote, standby};
+use super::properties;
 use super::subject::{Options, Subject, Written};
 use super::tools::{self, Tool};
 use crate::backups::manifest::{Needs, Table};
@@ -81,6 +82,8 @@ pub fn write(context: Context, options: &Options, subject: &Subject, to: &mut dy
     let snapshot = export_snapshot(&mut db, standing.from_standby)?;
     let (mut tables, unlogged) = tables(&mut db)?;
     let needs = needs(&mut db)?;
+    let oid = db.value("SELECT oid FROM pg_database WHERE datname = current_database()", &[])?;
+    let properties = properties::for_manifest(properties::read(&mut db, oid)?);
     let detail = format!("{} {} of {database}, {compression}", tool.path.display(), tool.version);
     context.progress.detail(detail);
 
@@ -110,6 +113,7 @@ pub fn write(context: Context, options: &Options, subject: &Subject, to: &mut dy
         lsn: standing.lsn,
         tables,
         needs,
+        properties: Some(properties),
         physical: None,
         warnings,
     })

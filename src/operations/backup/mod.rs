@@ -6,6 +6,7 @@ pub mod check;
 pub mod download;
 pub mod logical;
 pub mod physical;
+pub mod properties;
 pub mod restore;
 pub mod schedule;
 mod scratch;

@@ -511,6 +511,7 @@ fn hot<W: Write>(context: Context, archive: &mut Archive<W>) -> Result<Written> 
         lsn: stop,
         tables,
         needs,
+        properties: None,
         physical: Some(Physical {
             start_lsn: begun.start,
             stop_lsn: stop,
@@ -722,6 +723,7 @@ fn cold<W: Write>(context: Context, archive: &mut Archive<W>) -> Result<Written>
         lsn: end,
         tables: Vec::new(),
         needs,
+        properties: None,
         physical: Some(Physical {
             start_lsn: start,
             stop_lsn: end,

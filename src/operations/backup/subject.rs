@@ -1,6 +1,6 @@
 //! What the two ways to take a backup are asked, and what they answer.
 
-use crate::backups::manifest::{By, Kind, Needs, Physical, Table};
+use crate::backups::manifest::{By, Kind, Needs, Physical, Properties, Table};
 use crate::postgres::wal::{Lsn, SystemId, Timeline};
 
 /// What the operator asked for.
@@ -54,6 +54,8 @@ pub struct Written {
     pub tables: Vec<Table>,
     /// What a restore needs.
     pub needs: Needs,
+    /// What the database is beside what it holds; none of a physical one.
+    pub properties: Option<Properties>,
     /// What only a physical one has.
     pub physical: Option<Physical>,
     /// What the operator should know.

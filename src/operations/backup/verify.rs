@@ -173,7 +173,7 @@ fn dump(
     for role in manifest.needs.roles.iter().filter(|role| **role != context.instance.user) {
         db.run(&format!("CREATE ROLE {}", identifier(role)))?;
     }
-    let (new, warning) = swap::create(&mut db, &target, "verify", None, Some(&manifest.needs))?;
+    let (new, warning) = swap::create(&mut db, &target, "verify", None, Some(&manifest.needs), None)?;
     remarks.extend(warning.map(|_| "the backup's locale is not here".to_owned()));
     let inside = target.database(&new.name);
     let tables = manifest.tables.len();

@@ -1,12 +1,13 @@
 //! Restores one database: into a new one beside the old one, compared with the manifest, and only then swapped.
 
 use super::super::super::{Context, primary};
+use super::super::properties;
 use super::super::tools::{self, Tool};
 use super::Options;
 use super::fill::{self, Filling};
 use super::source::{Archive, Opened};
 use super::swap::{self, Old};
-use crate::backups::manifest::Manifest;
+use crate::backups::manifest::{Manifest, Properties};
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
 use crate::postgres::version::PgVersion;
@@ -104,7 +105,12 @@ pub fn run(context: Context, opened: Opened, options: &Options, begin: Instant) 
     };
 
     let needs = manifest.as_ref().map(|manifest| &manifest.needs);
-    let (mut new, warning) = swap::create(&mut db, &target, &database, old.as_ref(), needs)?;
+    // A database that is gone comes back as it was; where there is one, it keeps what it has.
+    let recorded = manifest.as_ref().and_then(|manifest| manifest.properties.clone());
+    let recorded = recorded.filter(|_| old.is_none() && !options.no_owner);
+    let owner = old.as_ref().map(|old| &old.owner).or(recorded.as_ref().map(|recorded| &recorded.owner));
+    let (mut new, warning) =
+        swap::create(&mut db, &target, &database, old.as_ref(), needs, owner.map(String::as_str))?;
     report.warnings.extend(warning);
     context
         .progress
@@ -143,7 +149,12 @@ pub fn run(context: Context, opened: Opened, options: &Options, begin: Instant) 
     if !tied.is_empty() {
         return Err(Error::DatabaseTied { database, by: tied });
     }
-    let swapped = swap::swap(context, &mut db, &mut new, old.as_ref())?;
+    let properties = match (&old, recorded) {
+        (Some(old), _) => properties::read(&mut db, old.oid)?,
+        (None, Some(recorded)) => as_far_as_known(&mut db, recorded, &database, &mut report.warnings)?,
+        (None, None) => Properties::new(&target.user),
+    };
+    let swapped = swap::swap(context, &mut db, &mut new, old.as_ref(), properties)?;
     report.sessions_ended = swapped.sessions_ended;
     if let Some(old_name) = swapped.old_name {
         match swap::drop_database(&mut db, &old_name) {
@@ -156,6 +167,30 @@ pub fn run(context: Context, opened: Opened, options: &Options, begin: Instant) 
     }
     report.seconds = begin.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// Without what is of roles that are not here.
+fn as_far_as_known(
+    db: &mut Db,
+    mut properties: Properties,
+    database: &str,
+    warnings: &mut Vec<String>,
+) -> Result<Properties> {
+    let roles: Vec<String> =
+        db.rows("SELECT rolname::text FROM pg_roles", &[])?.iter().map(|row| row.get(0)).collect();
+    let here = |role: &Option<String>| role.as_ref().is_none_or(|role| roles.contains(role));
+    properties.settings.retain(|setting| here(&setting.role));
+    if let Some(grants) = &mut properties.grants {
+        grants.retain(|grant| here(&grant.to));
+    }
+    if !properties.left_out.is_empty() {
+        warnings.push(format!(
+            "settings of its own that {database} had are not in a backup, for they may be secrets: {}; ALTER DATABASE \
+             ... SET gives them again",
+            properties.left_out.join(", ")
+        ));
+    }
+    Ok(properties)
 }
 
 fn check_superuser(db: &mut Db, target: &Target) -> Result<()> {

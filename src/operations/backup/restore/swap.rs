@@ -2,7 +2,8 @@
 //! is untouched; what a kill leaves is known by its name and its comment, and is dropped by the next run.
 
 use super::super::super::Context;
-use crate::backups::manifest::Needs;
+use super::super::properties;
+use crate::backups::manifest::{Needs, Properties};
 use crate::error::{Error, Result};
 use crate::process;
 use crate::sql::{Db, Target, identifier, literal};
@@ -59,10 +60,8 @@ pub struct Old {
     tablespace: String,
     /// Where that lies, when it is not in the data directory.
     pub location: Option<String>,
-    connection_limit: i32,
     is_template: bool,
     allows_connections: bool,
-    comment: Option<String>,
     /// Its encoding and locale.
     pub needs: Needs,
 }
@@ -75,8 +74,8 @@ pub fn old(db: &mut Db, name: &str) -> Result<Option<Old>> {
         _ => "NULL::text, NULL::text",
     };
     let sql = format!(
-        "SELECT d.oid, pg_get_userbyid(datdba), spcname, datconnlimit, datistemplate, datallowconn, \
-         shobj_description(d.oid, 'pg_database'), pg_encoding_to_char(encoding), datcollate::text, datctype::text, {locale}, \
+        "SELECT d.oid, pg_get_userbyid(datdba), spcname, datistemplate, datallowconn, \
+         pg_encoding_to_char(encoding), datcollate::text, datctype::text, {locale}, \
          nullif(pg_tablespace_location(t.oid), '') \
          FROM pg_database d JOIN pg_tablespace t ON t.oid = dattablespace WHERE datname = $1"
     );
@@ -84,19 +83,17 @@ pub fn old(db: &mut Db, name: &str) -> Result<Option<Old>> {
         oid: row.get(0),
         owner: row.get(1),
         tablespace: row.get(2),
-        connection_limit: row.get(3),
-        is_template: row.get(4),
-        allows_connections: row.get(5),
-        comment: row.get(6),
+        is_template: row.get(3),
+        allows_connections: row.get(4),
         needs: Needs {
-            encoding: row.get(7),
-            collate: row.get(8),
-            ctype: row.get(9),
-            locale_provider: row.get(10),
-            locale: row.get(11),
+            encoding: row.get(5),
+            collate: row.get(6),
+            ctype: row.get(7),
+            locale_provider: row.get(8),
+            locale: row.get(9),
             ..Needs::default()
         },
-        location: row.get(12),
+        location: row.get(10),
     }))
 }
 
@@ -204,6 +201,7 @@ pub fn create(
     database: &str,
     old: Option<&Old>,
     needs: Option<&Needs>,
+    owner: Option<&str>,
 ) -> Result<(New, Option<String>)> {
     let unique = unique();
     let name = beside(database, NEW, &unique);
@@ -242,8 +240,8 @@ pub fn create(
         identifier(&name),
         literal(&format!("{NEW_COMMENT}{database}"))
     ))?;
-    if let Some(old) = old {
-        db.run(&format!("ALTER DATABASE {} OWNER TO {}", identifier(&name), identifier(&old.owner)))?;
+    if let Some(owner) = owner {
+        db.run(&format!("ALTER DATABASE {} OWNER TO {}", identifier(&name), identifier(owner)))?;
     }
     Ok((guard, warning))
 }
@@ -317,19 +315,24 @@ pub struct Swapped {
 
 /// Gives the new database the old one's place in one transaction, with all that belongs to a database and not to
 /// what is in it. Sessions in the old one are ended; who connects meanwhile waits for the end of the transaction.
-pub fn swap(context: Context, db: &mut Db, new: &mut New, old: Option<&Old>) -> Result<Swapped> {
+pub fn swap(
+    context: Context,
+    db: &mut Db,
+    new: &mut New,
+    old: Option<&Old>,
+    properties: Properties,
+) -> Result<Swapped> {
     let (name, database) = (identifier(&new.name), identifier(&new.database));
+    let mut steps = properties::statements(&properties, &new.name);
     let Some(old) = old else {
-        db.run(&format!(
-            "BEGIN; COMMENT ON DATABASE {name} IS NULL; ALTER DATABASE {name} CONNECTION LIMIT -1; \
-             ALTER DATABASE {name} RENAME TO {database}; COMMIT"
-        ))
-        .inspect_err(|_| drop(db.run("ROLLBACK")))?;
+        steps.push(format!("ALTER DATABASE {name} RENAME TO {database}"));
+        db.run(&format!("BEGIN; {}; COMMIT", steps.join("; "))).inspect_err(|_| drop(db.run("ROLLBACK")))?;
         new.in_place = true;
         return Ok(Swapped { sessions_ended: 0, old_name: None });
     };
     let old_name = beside(&new.database, OLD, &new.unique);
-    let mut steps = properties(db, old, &new.name)?;
+    let flags = format!("IS_TEMPLATE {} ALLOW_CONNECTIONS {}", old.is_template, old.allows_connections);
+    steps.push(format!("ALTER DATABASE {name} {flags}"));
     let renamed = identifier(&old_name);
     steps.push(format!("ALTER DATABASE {database} RENAME TO {renamed}"));
     let comment = literal(&format!("{OLD_COMMENT}{}", new.database));
@@ -396,98 +399,6 @@ fn end_sessions(db: &mut Db, oid: u32, done: &AtomicBool) -> usize {
     ended.len()
 }
 
-/// Statements that give the new database what the old one has: its grants, settings, limit, comment. (Its owner and
-/// tablespace it has from its creation.)
-fn properties(db: &mut Db, old: &Old, new: &str) -> Result<Vec<String>> {
-    let name = identifier(new);
-    let mut steps = vec![format!(
-        "ALTER DATABASE {name} CONNECTION LIMIT {} IS_TEMPLATE {} ALLOW_CONNECTIONS {}",
-        old.connection_limit, old.is_template, old.allows_connections
-    )];
-    let comment = old.comment.as_ref().map_or("NULL".to_owned(), |comment| literal(comment));
-    steps.push(format!("COMMENT ON DATABASE {name} IS {comment}"));
-    let grants = db.rows(
-        "SELECT CASE grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(grantee)::text END, privilege_type, is_grantable \
-         FROM pg_database d, aclexplode(datacl) WHERE d.oid = $1",
-        &[&old.oid],
-    )?;
-    let has_acl: bool = db.value("SELECT datacl IS NOT NULL FROM pg_database WHERE oid = $1", &[&old.oid])?;
-    if has_acl {
-        let owner = identifier(&old.owner);
-        steps.push(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC, {owner}"));
-    }
-    for row in &grants {
-        let grantee = row.get::<_, Option<String>>(0).map_or("PUBLIC".to_owned(), |role| identifier(&role));
-        let (privilege, again): (String, bool) = (row.get(1), row.get(2));
-        let again = if again { " WITH GRANT OPTION" } else { "" };
-        steps.push(format!("GRANT {privilege} ON DATABASE {name} TO {grantee}{again}"));
-    }
-    let settings = db.rows(
-        "SELECT CASE setrole WHEN 0 THEN NULL ELSE pg_get_userbyid(setrole)::text END, unnest(setconfig) \
-         FROM pg_db_role_setting WHERE setdatabase = $1",
-        &[&old.oid],
-    )?;
-    for row in &settings {
-        let (role, setting): (Option<String>, String) = (row.get(0), row.get(1));
-        let Some((setting, value)) = setting.split_once('=') else { continue };
-        let whose = match role {
-            Some(role) => format!("ROLE {} IN DATABASE {name}", identifier(&role)),
-            None => format!("DATABASE {name}"),
-        };
-        let quoted = setting.split('.').map(identifier).collect::<Vec<_>>().join(".");
-        steps.push(format!("ALTER {whose} SET {quoted} = {}", value_of(setting, value)));
-    }
-    Ok(steps)
-}
-
-/// Settings whose values are lists of quoted names (GUC_LIST_QUOTE): one literal for all would be one name.
-const LISTS: &[&str] = &[
-    "local_preload_libraries",
-    "search_path",
-    "session_preload_libraries",
-    "shared_preload_libraries",
-    "temp_tablespaces",
-    "unix_socket_directories",
-];
-
-fn value_of(setting: &str, value: &str) -> String {
-    if !LISTS.contains(&setting.to_ascii_lowercase().as_str()) {
-        return literal(value);
-    }
-    let names = list(value);
-    if names.is_empty() {
-        "''".into()
-    } else {
-        names.iter().map(|name| literal(name)).collect::<Vec<_>>().join(", ")
-    }
-}
-
-/// `"$user", public` as its names.
-fn list(value: &str) -> Vec<String> {
-    let (mut names, mut chars) = (Vec::new(), value.chars().peekable());
-    while chars.peek().is_some() {
-        while chars.next_if(|c| c.is_whitespace() || *c == ',').is_some() {}
-        let mut name = String::new();
-        if chars.next_if_eq(&'"').is_some() {
-            while let Some(c) = chars.next() {
-                if c == '"' && chars.next_if_eq(&'"').is_none() {
-                    break;
-                }
-                name.push(c);
-            }
-            names.push(name);
-            continue;
-        }
-        while let Some(c) = chars.next_if(|c| *c != ',') {
-            name.push(c);
-        }
-        if !name.trim().is_empty() {
-            names.push(name.trim().to_owned());
-        }
-    }
-    names
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -505,14 +416,5 @@ mod tests {
                 );
             }
         }
-    }
-
-    #[test]
-    fn lists_stay_lists() {
-        assert_eq!(value_of("search_path", r#""$user", public"#), "'$user', 'public'");
-        assert_eq!(value_of("search_path", r#""a, ""b""",c d"#), r#"'a, "b"', 'c d'"#);
-        assert_eq!(value_of("search_path", r#""""#), "''");
-        assert_eq!(value_of("search_path", ""), "''");
-        assert_eq!(value_of("application_name", r#"a, "b'"#), r#"'a, "b'''"#);
     }
 }
