@@ -37,6 +37,7 @@ Examples:
   dotcloud info db.0 | dotcloud run db.2 pgmahout fork      make db.2 an independent copy of db.0
   pgmahout info                                             role, lag, followers, slots
   pgmahout promote                                          make this standby a primary
+  pgmahout backup capture                                   a backup of the database
   pgmahout logs --slow --tail                               slow statements, as they come
   pgmahout ps                                               what the sessions do
   pgmahout build-version 17                                 build PostgreSQL, switch to it
@@ -45,7 +46,7 @@ Examples:
 Exit codes: 0 done, 1 failed, 2 wrong usage or blurb, 3 refused (needs --confirm),
 4 the other side could not be reached, 5 interrupted (run again to complete).";
 
-/// One keeper for one PostgreSQL instance: enslave, promote, wait, info, build-version.
+/// One keeper for one PostgreSQL instance: enslave, promote, backup, info, build-version.
 #[derive(Parser, Debug)]
 #[command(name = "pgmahout", version, about, after_help = MAIN_EXAMPLES, max_term_width = 100)]
 pub struct Cli {

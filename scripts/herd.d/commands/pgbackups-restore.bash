@@ -80,7 +80,7 @@ command_pgbackups_restore() {
         say "Restoring... failed"
         die_of "$target"
     }
-    say "Restoring... done$(jq -r 'if (.tables | type) == "number" then ", \(.tables) tables, \(.rows) rows" else "" end' <<<"$report")"
+    say "Restoring... done$(jq -r 'if (.tables | type) == "number" then ", \(.tables) table\(if .tables == 1 then "" else "s" end), \(.rows) rows" else "" end' <<<"$report")"
     say "$(jq -r '.kept // empty | "What it had is kept in \(.)"' <<<"$report" | plain)" | sed '/^$/d'
     for name in ${followers[@]+"${followers[@]}"}; do
         warn "$(label "$name") cannot go on following: herd pg:follow $name --of $(label "$target")"

@@ -112,7 +112,8 @@ fn logical_text(report: &logical::Report) -> String {
     };
     let seconds = duration_text(report.seconds);
     format!(
-        "{database} of {instance} is restored from {source}: {tables} tables, {rows} rows, {seconds}{ended}"
+        "{database} of {instance} is restored from {source}: {tables} {}, {rows} rows, {seconds}{ended}",
+        if tables == 1 { "table" } else { "tables" }
     )
 }
 
