@@ -241,14 +241,14 @@ fn a_file_without_its_manifest_is_restored_too_and_its_original_forgotten() {
     source.exec("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
     source.exec("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
     source.exec("ALTER SYSTEM SET primary_conninfo = 'host=192.0.2.1'");
-    for compression in ["none", "gzip:2", "zstd:1"] {
+    for (compression, timeline) in [("none", 2), ("gzip:2", 3), ("zstd:1", 4)] {
         let report = capture(&source, &["--compress", compression]);
         assert_eq!(report["manifest"]["compression"], compression);
         let file = file_of(&report, &store);
         let confirm: &[&str] = if compression == "none" { &[] } else { &["--confirm", "db.1"] };
         let done = restore(&empty, &file.display().to_string(), confirm);
         assert!(done["warnings"].to_string().contains("nobody"), "{done}");
-        independent(&empty, 2);
+        independent(&empty, timeline);
         empty.exec("INSERT INTO t VALUES (0)");
         assert_eq!(empty.one("SELECT sum(n) FROM t"), "500500");
     }
@@ -287,9 +287,9 @@ fn a_server_that_is_down_is_copied_as_it_lies() {
         source.crash();
         let crashed = capture(&source, &[]);
         assert_eq!(crashed["manifest"]["physical"]["cold"], true, "{crashed}");
-        for (backup, sum) in [("b001", "500500"), ("b002", "2000999")] {
+        for (backup, sum, timeline) in [("b001", "500500", 2), ("b002", "2000999", 3)] {
             restore(&empty, backup, &["--confirm", "db.1"]);
-            independent(&empty, 2);
+            independent(&empty, timeline);
             assert_eq!(empty.one("SELECT sum(n) FROM t"), sum, "{backup} of {major}");
             amcheck(&empty, &empty);
         }

@@ -65,7 +65,7 @@ runs() {
     dotcloud scale db=2
     [ "$(runs db.0) $(runs db.1)" = "15.97 15.97" ]
     # Neither the agent's state nor a path of the build's home came along
-    [ "$(dotcloud run db.1 'ls -A .pgmahout 2>/dev/null | grep -c -v ^pgpass; grep -rlF "build/db" postgresql/ | wc -l')" = $'0\n0' ]
+    [ "$(dotcloud run db.1 'ls -A .pgmahout 2>/dev/null | grep -cvE "^(pgpass|backup|link-key)"; grep -rlF "build/db" postgresql/ | wc -l')" = $'0\n0' ]
     dotcloud run db.0 'psql -qc "create table kept as select 1 as one"'
 }
 
