@@ -338,18 +338,8 @@ struct BuildVersionArgs {
     /// Remove the build of this version; never the one in use
     #[arg(long, requires = "version", conflicts_with = "from_blurb")]
     remove: bool,
-    /// Take the finished build of the instance whose blurb comes on stdin or by --info
-    #[arg(long)]
-    from_blurb: bool,
-    /// File with the blurb; `-` is stdin
-    #[arg(long, value_name = "FILE", requires = "from_blurb")]
-    info: Option<PathBuf>,
-    /// Which instance, when the blurb tells of several
-    #[arg(long, value_name = "NAME", requires = "from_blurb")]
-    from: Option<String>,
-    /// Accept this host key of the other instance and no other
-    #[arg(long, value_name = "SHA256:…", requires = "from_blurb")]
-    host_key: Option<String>,
+    #[command(flatten)]
+    other: OtherArgs,
     /// Build it, but go on using what is in use
     #[arg(long)]
     no_switch: bool,
@@ -664,6 +654,33 @@ fn copy<T: Serialize>(
     Ok(None)
 }
 
+/// Another instance, which has what is wanted.
+#[derive(Args, Debug)]
+struct OtherArgs {
+    /// Take it from the instance whose blurb comes on stdin or by --info
+    #[arg(long)]
+    from_blurb: bool,
+    /// File with the blurb; `-` is stdin
+    #[arg(long, value_name = "FILE", requires = "from_blurb")]
+    info: Option<PathBuf>,
+    /// Which instance, when the blurb tells of several
+    #[arg(long, value_name = "NAME", requires = "from_blurb")]
+    from: Option<String>,
+    /// Accept this host key of the other instance and no other
+    #[arg(long, value_name = "SHA256:…", requires = "from_blurb")]
+    host_key: Option<String>,
+}
+
+impl OtherArgs {
+    /// Its blurb, when it was asked for.
+    fn blurb(&self) -> Result<Option<Blurb>> {
+        if !self.from_blurb {
+            return Ok(None);
+        }
+        Blurb::parse(&read_blurb(self.info.as_ref())?, self.from.as_deref()).map(Some)
+    }
+}
+
 /// The command line of this process as that of the job that it starts: the blurb comes from a file.
 fn arguments_of_job() -> Vec<std::ffi::OsString> {
     let mut arguments = Vec::new();
@@ -804,11 +821,10 @@ fn run_build_version(context: Context, args: BuildVersionArgs, json: bool) -> Re
         say(&format!("PostgreSQL {version} {verb} from {}: {freed}", removed.directory.display()));
         return Ok(());
     }
-    let report = if args.from_blurb {
-        let blurb = Blurb::parse(&read_blurb(args.info.as_ref())?, args.from.as_deref())?;
+    let report = if let Some(blurb) = args.other.blurb()? {
         let options = share::Options {
             version: args.version,
-            host_key: args.host_key,
+            host_key: args.other.host_key,
             no_switch: args.no_switch,
             rebuild: args.rebuild,
             dry_run: args.dry_run,

@@ -270,7 +270,10 @@ fn a_physical_backup_is_proven_whatever_its_cluster_has_set() {
             std::fs::read_dir(&archive).unwrap().count().to_string() == archived
         });
         let (good, text) = remembered(&host, &id).unwrap();
-        assert!(good && text.contains("tables of the manifest are there"), "{text}");
+        assert!(
+            good && text.contains("all tables of the manifest (") && text.contains(") are there;"),
+            "{text}"
+        );
         host.exec("ALTER SYSTEM RESET shared_buffers");
         nothing_is_left(&host);
     }

@@ -1,8 +1,7 @@
 //! Owns `pgmahout backup restore`.
 
+use super::super::OtherArgs;
 use super::super::output::show;
-use super::super::read_blurb;
-use crate::blurb::Blurb;
 use crate::error::Result;
 use crate::instance::parse_mapping;
 use crate::operations::Context;
@@ -10,7 +9,6 @@ use crate::operations::backup::restore::source::Source;
 use crate::operations::backup::restore::{self, Options, Report, logical, physical};
 use crate::progress::{bytes_text, duration_text};
 use clap::Args;
-use std::path::PathBuf;
 
 /// Restore a backup, over a database or into a new one
 ///
@@ -45,28 +43,17 @@ pub struct RestoreArgs {
     /// Say what would be done, and do nothing
     #[arg(long, short = 'n')]
     dry_run: bool,
-    /// The backup is in the store of the instance whose blurb comes on stdin or by --info
-    #[arg(long)]
-    from_blurb: bool,
-    /// File with the blurb; `-` is stdin
-    #[arg(long, value_name = "FILE", requires = "from_blurb")]
-    info: Option<PathBuf>,
-    /// Which instance, when the blurb tells of several
-    #[arg(long, value_name = "NAME", requires = "from_blurb")]
-    from: Option<String>,
-    /// Accept this host key of the other instance and no other
-    #[arg(long, value_name = "SHA256:…", requires = "from_blurb")]
-    host_key: Option<String>,
+    #[command(flatten)]
+    other: OtherArgs,
 }
 
 /// Runs it.
 pub fn run(context: Context, args: RestoreArgs, json: bool) -> Result<()> {
-    let source = if args.from_blurb {
-        let id = args.source.parse()?;
-        let blurb = Blurb::parse(&read_blurb(args.info.as_ref())?, args.from.as_deref())?;
-        Source::Other { blurb: Box::new(blurb), host_key: args.host_key, id }
-    } else {
-        Source::parse(&args.source)
+    let source = match args.other.blurb()? {
+        Some(blurb) => {
+            Source::Other { blurb: Box::new(blurb), host_key: args.other.host_key, id: args.source.parse()? }
+        }
+        None => Source::parse(&args.source),
     };
     let options = Options {
         source,

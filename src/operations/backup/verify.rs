@@ -268,8 +268,9 @@ fn cluster(
     let databases: Vec<String> = db.rows(sql, &[])?.iter().map(|row| row.get(0)).collect();
     let tables = compare_tables(&target, &databases, manifest)?;
     let structure = structure(context, &target, &databases, jobs)?;
-    let mut text =
-        format!("started by PostgreSQL {server}: all {tables} tables of the manifest are there; {structure}");
+    let mut text = format!(
+        "started by PostgreSQL {server}: all tables of the manifest ({tables}) are there; {structure}"
+    );
     if let Some(remark) = remark {
         text += &format!("; {remark}");
     }
