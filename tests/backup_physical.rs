@@ -651,16 +651,27 @@ fn a_killed_capture_leaves_neither_a_backup_nor_a_slot() {
             let ended = running.wait();
             primary_is_clean(&source, &[]);
             let listed = source.agent(&["--json", "backup", "list"]).run().json();
-            let expected = usize::from(ended.code == 0);
-            assert_eq!(listed.as_array().unwrap().len(), expected, "after {delay} ms: {listed}");
-            if expected == 1 {
-                source.agent(&["backup", "delete", "b001"]).run().ok();
+            // Killed behind its last step, it is one all the same.
+            let listed = listed.as_array().unwrap();
+            assert!(
+                listed.len() <= 1 && (ended.code != 0 || listed.len() == 1),
+                "after {delay} ms: {listed:?}"
+            );
+            for backup in listed {
+                let id = backup["id"].as_str().unwrap();
+                let copy = source.home.join("copy").display().to_string();
+                source.agent(&["backup", "download", id, &copy, "--force"]).run().ok();
+                source.agent(&["backup", "delete", id]).run().ok();
             }
         }
         capture(&source, &[]);
-        let left: Vec<_> =
-            std::fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(left.len(), 2, "the tar and its manifest: {left:?}");
+        let left: Vec<String> = std::fs::read_dir(&store)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        // A whole tar whose manifest never came goes when it is old: it may be another instance's.
+        assert!(left.iter().all(|name| name.ends_with(".tar") || name.ends_with(".json")), "{left:?}");
+        assert_eq!(left.iter().filter(|name| name.ends_with(".json")).count(), 1, "{left:?}");
     }
 }
 
@@ -687,6 +698,10 @@ fn a_restore_that_is_killed_leaves_the_old_cluster_or_the_new_one() {
             running.signal(Signal::SIGKILL);
         }
         running.wait();
+        // Killed while its server started, that start goes on without it.
+        let start = victim.home.join("bin/pg-start").display().to_string();
+        let command = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        until("its start is through", 60, || !pids().into_iter().any(|pid| command(pid).contains(&start)));
         if !victim.data.exists() {
             continue;
         }
@@ -699,15 +714,21 @@ fn a_restore_that_is_killed_leaves_the_old_cluster_or_the_new_one() {
         assert!(is_old || victim.timeline() > timeline, "after {delay} ms");
         timeline = victim.timeline();
     }
+    // The first may complete what was killed last.
+    restore(&victim, "b001", &["--confirm", "db.1"]);
+    let timeline = victim.timeline();
     let done = restore(&victim, "b001", &["--confirm", "db.1"]);
     independent(&victim, timeline + 1);
     assert_eq!(victim.one("SELECT sum(n) FROM t"), "500500", "{done}");
     // Neither half a copy nor a server of ours is left.
     assert!(!victim.home.join("data.pgmahout-new").exists());
-    let strays = pids().into_iter().filter(|pid| {
-        std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.ends_with("data.pgmahout-new"))
-    });
-    assert_eq!(strays.count(), 0);
+    let there = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+    let of_ours =
+        |cwd: &Path| cwd.starts_with(&victim.home) && cwd.to_string_lossy().contains("pgmahout-new");
+    let strays: Vec<_> = pids().into_iter().filter(|pid| of_ours(&there(pid))).collect();
+    let said: Vec<_> =
+        strays.iter().map(|pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline"))).collect();
+    assert!(strays.is_empty(), "{strays:?}: {said:?}");
     assert!(old < 11, "no run came through");
 }
 

@@ -6,6 +6,7 @@ use super::site::until;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Everything about a host that a refusal must leave alone.
 #[derive(PartialEq, Eq)]
@@ -190,8 +191,13 @@ pub fn primary_is_clean(primary: &Host, slots: &[&str]) {
     until(&format!("{} is left clean, but: {}", primary.name, in_backup(primary)), 15, || {
         in_backup(primary).is_empty()
     });
-    let have = primary.column("postgres", "SELECT slot_name FROM pg_replication_slots ORDER BY 1");
-    assert_eq!(have, slots, "slots on {}", primary.name);
+    // A temporary slot ends with its walsender, which learns of a killed client when it writes to it.
+    let have = || primary.column("postgres", "SELECT slot_name FROM pg_replication_slots ORDER BY 1");
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while have() != slots && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(have(), slots, "slots on {}", primary.name);
 }
 
 /// The standby has replayed everything that the primary has written by now.

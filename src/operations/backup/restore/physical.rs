@@ -476,7 +476,11 @@ pub fn run(
     }
     progress.step("starting the server");
     standby::lift_fence(instance)?;
-    let mut db = standby::start_and_connect(context)?;
+    // The killed run that is completed may have come to the start of the server.
+    let mut db = match instance.running() {
+        Some(_) => standby::connect_when_ready(context, instance.start_timeout)?,
+        None => standby::start_and_connect(context)?,
+    };
     report.timeline = Some(promote::timeline(&mut db, instance)?);
     for warning in fork::untie(&mut db)? {
         if !report.warnings.contains(&warning) {
