@@ -2,7 +2,9 @@
 
 mod activity;
 mod backup;
+mod copy;
 mod credentials;
+mod migrate;
 mod output;
 mod plan;
 mod serve;

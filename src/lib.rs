@@ -21,12 +21,14 @@ pub mod builds;
 pub mod http_server;
 pub mod instance;
 pub mod layout;
+pub mod platform;
 pub mod service;
 pub mod source_build;
 pub mod sql;
 pub mod ssh;
 pub mod store;
 pub mod transfer;
+pub mod wire;
 // floor 4
 pub mod operations;
 // floor 5

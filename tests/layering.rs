@@ -21,6 +21,8 @@ const FLOORS: &[(u8, &[&str])] = &[
             "agent",
             "builds",
             "http_server",
+            "platform",
+            "wire",
         ],
     ),
     (2, &["compress", "process", "durable", "nss", "progress", "settings"]),
