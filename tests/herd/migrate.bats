@@ -319,6 +319,6 @@ fails_at() {
     same_data
     rm "$scene/here/url"
     [ "$(release)" = "$before" ]
-    empty_silver
+    empty_target
     as_before
 }

@@ -20,7 +20,7 @@ back_again() {
         maintenance:off | run:finish)
             # The app may have written to the new database by then, and may have gone back from there, which leaves it filled
             give_up_writes_of "$new_at"
-            empty_silver
+            empty_target
             ;;
         *) nobody_wrote_to "$new_at" ;;
     esac
@@ -89,7 +89,7 @@ way_back_after_success() {
     migrate --rollback --confirm shop
     [ "$status" = 0 ] || return 1
     give_up_writes_of "$new_at"
-    empty_silver
+    empty_target
     as_before
 }
 
@@ -102,7 +102,7 @@ way_back_after_success() {
     [ "$status" = 0 ]
     cp "$cut/calls" "$scene/recorded"
     give_up_writes_of "$new_at"
-    empty_silver
+    empty_target
     as_before
     each_case way_back_after_success in after
 }

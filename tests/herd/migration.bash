@@ -29,16 +29,24 @@ set_migration_scene() {
     herd addons:attach db.0 --as amber >&2
     herd addons:attach db.1 --as silver >&2
     old_url=$(herd config:get DATABASE_URL)
-    new_url=$(herd config:get HEROKU_POSTGRESQL_SILVER_URL)
     # Two more that hold the old URL, and some that do not quite
     printf 'SHOP_URL=%s\0READ_URL=%s?application_name=x\0ODD=%s\0CACHE_URL=redis://10.0.0.1\0' "$old_url" "$old_url" \
         $'a "b"\n\'c\' $HOME \\ % é' | dotcloud env set --stdin --no-restart
+    goes_to db.1 SILVER
+    eventually app_writes_to "$old_at"
+}
+
+# goes_to INSTANCE COLOUR: what the config is to be before and after
+goes_to() {
+    local old_url new_url
+    old_url=$(herd config:get DATABASE_URL)
+    new_url=$(herd config:get "HEROKU_POSTGRESQL_$2_URL")
     config >"$scene/before.json"
+    platform instances | cut -f 1 >"$scene/instances"
     jq -cS --rawfile old <(printf %s "$old_url") --rawfile new <(printf %s "$new_url") 'map_values(if . == $old then $new else . end)' \
         "$scene/before.json" >"$scene/after.json"
     [[ $(jq -c --slurpfile a "$scene/after.json" '[to_entries[] | select(.value != $a[0][.key]).key]' "$scene/before.json") == '["DATABASE_URL","HEROKU_POSTGRESQL_AMBER_URL","SHOP_URL"]' ]]
-    export old_at="${old_url##*@}" new_at="${new_url##*@}"
-    eventually app_writes_to "$old_at"
+    export target="$1" old_at="${old_url##*@}" new_at="${new_url##*@}"
 }
 
 # What is odd in a database, in small
@@ -180,39 +188,39 @@ is_empty() {
 as_before() {
     eventually nobody_migrates &&
         same_config_as "$scene/before.json" && app_runs &&
-        is_free db.0 && is_free db.1 && is_empty db.1 &&
-        [[ $(platform instances | cut -f 1) == $'db.0\ndb.1' ]] &&
+        is_free db.0 && is_free "$target" && is_empty "$target" &&
+        diff "$scene/instances" <(platform instances | cut -f 1) &&
         eventually app_writes_to "$old_at" && nothing_is_missing_in db.0
 }
 
-# The app has moved to db.1, and db.0 is kept for the way back
+# The app has moved to the target, and db.0 is kept for the way back
 moved() {
     eventually nobody_migrates &&
         same_config_as "$scene/after.json" && app_runs &&
         [[ $(psql_on db.0 "SHOW default_transaction_read_only") == on ]] &&
         [[ $(psql_on db.0 "SELECT count(*) FROM pg_namespace WHERE nspname = 'pgmahout_migration'") == 1 ]] &&
-        [[ $(psql_on db.1 "SELECT count(*) FROM pg_namespace WHERE nspname = 'pgmahout_migration'") == 0 ]] &&
-        eventually app_writes_to "$new_at" && nothing_is_missing_in db.1 && same_data
+        [[ $(psql_on "$target" "SELECT count(*) FROM pg_namespace WHERE nspname = 'pgmahout_migration'") == 0 ]] &&
+        eventually app_writes_to "$new_at" && nothing_is_missing_in "$target" && same_data
 }
 
 # What the app does not write
 same_data() {
     local name query="SELECT (SELECT md5(string_agg(o::text, ',' ORDER BY id)) FROM orders o), (SELECT md5(string_agg(v::text, ',' ORDER BY v::text)) FROM visits v),
         (SELECT sum(count) FROM busy), (SELECT md5(lo_get(4711))), (SELECT last_value FROM orders_id_seq)"
-    diff <(psql_on db.0 "$query") <(psql_on db.1 "$query")
+    diff <(psql_on db.0 "$query") <(psql_on "$target" "$query")
 }
 
-# After success: back to the old database, and db.1 empty again
+# After success: back to the old database, and the new one empty again
 go_back() {
     migrate --rollback --confirm shop
     [[ $status == 0 ]] || return 1
     give_up_writes_of "$new_at"
-    empty_silver
+    empty_target
     as_before
 }
 
-empty_silver() {
-    dotcloud run db.1 'psql -qX -d template1 -c "DROP DATABASE IF EXISTS postgres WITH (FORCE)" -c "CREATE DATABASE postgres TEMPLATE template0"'
+empty_target() {
+    dotcloud run "$target" 'psql -qX -d template1 -c "DROP DATABASE IF EXISTS postgres WITH (FORCE)" -c "CREATE DATABASE postgres TEMPLATE template0"'
 }
 
 # --- the table of cases ----------------------------------------------------------

@@ -6,12 +6,14 @@
 #
 # That is pg:migrate of the config variables that hold DB's URL, refused unless
 # the new database's major version is newer. A new instance has the version that
-# the platform gives it: with dotcloud that of dotcloud.yml. The options are those
-# of pg:migrate, and so is the way back: herd pg:migrate --rollback.
+# the platform gives it: with dotcloud that of its service in dotcloud.yml, so a
+# newer one is a service of its own (HERD_DATABASE_SERVICE names it). The options
+# are those of pg:migrate, and so is the way back: herd pg:migrate --rollback.
 #
 # Examples:
-#   herd pg:upgrade DATABASE_URL --to SILVER --rehearse
-#   herd pg:upgrade DATABASE_URL --to SILVER
+#   herd pg:upgrade DATABASE_URL --to db18.0 --rehearse
+#   herd pg:upgrade DATABASE_URL --to db18.0
+#   HERD_DATABASE_SERVICE=db18 herd pg:upgrade DATABASE_URL --plan ronin
 
 command_pg_upgrade() {
     local command from to plan url as action options words colour source variable
