@@ -41,7 +41,8 @@ migration_options() {
     done
     [[ -z $to || -z $plan ]] || usage_error "--to is a database that is there, --plan makes a new one; only one of them"
     [[ -z $from || -z $url ]] || usage_error "--from is a config variable, --url a database elsewhere; only one of them"
-    [[ -z $action || -z $from$to$plan$url$as && ${#options[@]} == 0 ]] || usage_error "$action takes no other options: it is about the migration that was begun"
+    [[ -z $action || -z $to$plan$as && ${#options[@]} == 0 && ($action == --abandon || -z $from$url) ]] ||
+        usage_error "$action takes no other options: it is about the migration that was begun"
     [[ -z $plan ]] || check_plan "$plan"
 }
 

@@ -215,7 +215,7 @@ fails_at() {
 
 @test "a row that differs is found, and nothing was moved" {
     fails_at 1 "orders" run:compare 1 before '"$here/../dotcloud/run" db.1 "psql -qAtX -d \$(psql -AtXc \"SELECT datname FROM pg_database WHERE datname LIKE '\''%pgmahout_copy%'\''\") -c \"UPDATE orders SET price = price + 1 WHERE id = 4000\"" </dev/null >&2'
-    fails_at 1 "visits" run:compare 1 before '"$here/../dotcloud/run" db.1 "psql -qAtX -d \$(psql -AtXc \"SELECT datname FROM pg_database WHERE datname LIKE '\''%pgmahout_copy%'\''\") -c \"DELETE FROM visits_2 WHERE page = '\'\''page 300'\'\''\"" </dev/null >&2'
+    fails_at 1 "visits" run:compare 1 before '"$here/../dotcloud/run" db.1 "psql -qAtX -d \$(psql -AtXc \"SELECT datname FROM pg_database WHERE datname LIKE '\''%pgmahout_copy%'\''\") -c \"DELETE FROM visits_2 WHERE page = '\''page 300'\''\"" </dev/null >&2'
 }
 
 @test "a second migration is refused, from this machine and from another" {
@@ -249,8 +249,10 @@ fails_at() {
     plan run:quiesce 1 after kill
     to_silver
     [ "$status" = 137 ]
-    XDG_STATE_HOME="$scene/elsewhere" migrate --from DATABASE_URL --abandon
-    if [ "$status" = 2 ]; then XDG_STATE_HOME="$scene/elsewhere" migrate --abandon; fi
+    XDG_STATE_HOME="$scene/elsewhere" migrate --abandon --from DATABASE_URL
+    [ "$status" = 3 ]
+    [[ $err == *"--confirm shop"* ]]
+    XDG_STATE_HOME="$scene/elsewhere" migrate --abandon --from DATABASE_URL --confirm shop
     [ "$status" = 0 ]
     is_free db.0
     # The machine was not lost after all

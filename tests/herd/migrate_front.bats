@@ -61,7 +61,9 @@ set_config() {
     # All the rest as it is
     hands --rehearse --dry-run --no-owner --wait 7 --terminate --jobs 3 --from DATABASE_URL --to db.2 --confirm shop -- \
         pg:migrate --rehearse -n --no-owner --wait 7 --terminate --jobs=3 --from DATABASE_URL --to SILVER --confirm shop
-    for action in --resume --rollback --abandon --status; do
+    hands --abandon --from DATABASE_URL --confirm shop -- pg:migrate --abandon --from DATABASE_URL --confirm shop
+    hands --abandon --from SHARED_DATABASE_URL -- pg:migrate --abandon
+    for action in --resume --rollback --status; do
         hands "$action" -- pg:migrate "$action"
         hands "$action" --confirm shop -- pg:migrate "$action" --confirm shop
     done
@@ -102,6 +104,8 @@ set_config() {
     fails 2 "--resume or --rollback?" pg:migrate --resume --rollback
     fails 2 "--resume takes no other options" pg:migrate --resume --to SILVER
     fails 2 "--rollback takes no other options" pg:migrate --rollback --terminate
+    fails 2 "--abandon takes no other options" pg:migrate --abandon --to SILVER
+    fails 2 "shop has no SHARED_DATABASE_URL" pg:migrate --abandon
     fails 2 "--url nowhere: there is no such file" pg:migrate --url nowhere --to SILVER
     PGMAHOUT_BIN=$scene/nowhere fails 1 "PGMAHOUT_BIN=$scene/nowhere is not an executable file" pg:migrate --from DATABASE_URL --to SILVER
     did

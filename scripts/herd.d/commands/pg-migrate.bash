@@ -2,7 +2,8 @@
 # Usage: herd pg:migrate [--from VAR | --url FILE|-] [--to DB | --plan PLAN] [--as COLOUR]
 #                        [--rehearse] [-n | --dry-run] [--no-owner] [--wait SECONDS] [--terminate]
 #                        [--jobs N] [--confirm APP] [--json]
-#        herd pg:migrate --resume | --rollback [--confirm APP] | --abandon | --status [--json]
+#        herd pg:migrate --resume | --rollback [--confirm APP] | --status [--json]
+#        herd pg:migrate --abandon [--from VAR | --url FILE|-] --confirm APP [--json]
 # Summary: move the app to another database, with the way back
 #
 # The app goes into maintenance and its processes are scaled to 0; when nobody
@@ -29,7 +30,7 @@
 #   --resume        go on after a crash
 #   --rollback      back to the old database, also after success; --confirm APP when
 #                   writes would be lost
-#   --abandon       free the old database of a migration whose machine is lost
+#   --abandon       free a database of a migration whose machine is lost
 #
 # Examples:
 #   herd pg:migrate --plan ronin
@@ -42,7 +43,7 @@ command_pg_migrate() {
     migration_options pg:migrate "$@"
     ((${#words[@]} == 0)) || usage_error "unknown argument ${words[0]}" "herd pg:migrate --from VAR --to DB, for example --from DATABASE_URL --to SILVER"
     use_platform
-    [[ -z $action ]] || migrate "$action"
+    [[ -z $action || $action == --abandon ]] || migrate "$action"
     if [[ -n $url ]]; then
         [[ $url == - || (-f $url || -p $url || -c $url) && -r $url ]] || usage_error "--url $url: there is no such file, or it cannot be read" "the URL stands in a file, or comes on stdin with --url -"
         options+=(--url "$url")
@@ -52,8 +53,8 @@ command_pg_migrate() {
         variable=$(from_variable)
         options+=(--from "$variable")
     fi
-    to_instance
-    migrate "${options[@]}"
+    [[ -n $action ]] || to_instance
+    migrate ${action:+"$action"} "${options[@]}"
 }
 
 # The config variable that is moved from
