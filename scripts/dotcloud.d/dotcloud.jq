@@ -27,6 +27,9 @@ def new_release($what):
     .release += 1
     | .releases = ((.releases // []) + [{release, at: (now | todate), what: ($what | gsub("[[:cntrl:]]+"; " "))}])[-100:];
 
+# Without the instances that a command is making or removing, or was when it was killed
+def complete: del(.services[].instances[]? | select(.incomplete));
+
 def numbers($service): .services[$service].instances // {} | keys | sort_by(tonumber);
 
 # What an instance learns about the application: its environment.json.

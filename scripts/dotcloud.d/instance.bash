@@ -403,17 +403,19 @@ deploy_instance() {
 
 # add_instances SERVICE COUNT: until there are that many; writes them into the
 # state with their ports. They have the lowest free numbers, and count as half
-# made until start_new_instances is through with them.
+# made until start_new_instances is through with them; should we be killed
+# before, the next command removes what is incomplete (remove_incomplete).
 add_instances() {
     local service=$1 number
     while read -r number; do
         half_made+=" $service.$number"
-        update '.services[$s].instances[$n] = {created_at: now, ports: {}}' --arg s "$service" --arg n "$number"
+        update '.services[$s].instances[$n] = {created_at: now, ports: {}, incomplete: true}' --arg s "$service" --arg n "$number"
     done < <(query 'numbers($s) as $there | [range(0; $count) | tostring] - $there | .[:[$count - ($there | length), 0] | max][]' \
         --arg s "$service" --argjson count "$2")
     allocate_ports
 }
 
+# start_new_instances [NO-START]: 1 makes them only
 start_new_instances() {
     local instance needed free build
     for instance in $half_made; do
@@ -431,7 +433,8 @@ start_new_instances() {
             "$(<"$app_directory/$instance/ssh_host_ed25519_key.pub")" >"$app_directory/ssh/$instance.known_hosts" ||
             die "cannot write to $app_directory/ssh; is the disk full?"
         deploy_instance "$instance"
-        start_instance "$instance"
+        ((${1:-0})) || start_instance "$instance"
+        update 'del(.services[$s].instances[$n].incomplete)' --arg s "${instance%.*}" --arg n "${instance##*.}"
         half_made=${half_made/ $instance/}
     done
 }
@@ -447,9 +450,54 @@ make_directory() {
 
 remove_instance() {
     local instance=$1
+    update '.services[$s].instances[$n].incomplete = true' --arg s "${instance%.*}" --arg n "${instance##*.}"
     stop_programs "$instance" 15
     stop_instance "$instance" 1
     rm -rf -- "${app_directory:?}/$instance"
     rm -f -- "$app_directory/ssh/$instance.known_hosts"
     update 'del(.services[$s].instances[$n])' --arg s "${instance%.*}" --arg n "${instance##*.}"
+}
+
+# What a command that was killed has half made or half removed
+remove_incomplete() {
+    local instance left
+    mapfile -t left < <(query '.services | to_entries[] | .key as $s | .value.instances // {} | to_entries[]
+        | select(.value.incomplete) | "\($s).\(.key)"')
+    for instance in ${left[@]+"${left[@]}"}; do
+        warn "$instance was left half made or half removed, and goes"
+        remove_instance "$instance"
+    done
+    ((${#left[@]} == 0)) || write_all_environments
+}
+
+# one_offs INSTANCE: what runs there that its supervisord has not started: commands of `dotcloud run`, and what they have
+# left. PID, SINCE and COMMAND of each, without its children.
+one_offs() {
+    local directory=$app_directory/$1 pid since now words command
+    now=$(date +%s)
+    {
+        for pid in $(daemon_pid "$1" supervisord) $(daemon_pid "$1" sshd); do printf 'ours %s\n' "$pid"; done
+        pids_below "$directory" | sed 's/^/below /'
+        ps -eo pid=,ppid=,etimes=,comm= | sed 's/^/ps /'
+    } | awk '
+        $1 == "ours" { root[$2] = 1 }
+        $1 == "below" { below[$2] = 1 }
+        $1 == "ps" { parent[$2] = $3; age[$2] = $4; sshd[$2] = $5 ~ /^sshd/ }
+        # sshd has a process of its own for each session
+        function session(pid) { return (pid in below) && sshd[pid] && ((parent[pid] in root) || session(parent[pid])) }
+        END {
+            for (pid in below) {
+                if ((pid in root) || !(pid in parent) || session(pid)) continue
+                up = parent[pid]
+                if ((up in below) && !session(up)) continue
+                print pid, age[pid]
+            }
+        }' | sort -n | while read -r pid since; do
+        # bash, -lc, COMMAND; bash itself gives way to a simple one
+        mapfile -d '' -t words 2>/dev/null <"/proc/$pid/cmdline" || continue
+        ((${#words[@]})) || continue
+        command="${words[*]}"
+        [[ ${words[0]} != bash || ${words[1]:-} != -lc || ${#words[@]} != 3 ]] || command=${words[2]}
+        printf '%s\t%s\t%s\n' "$pid" "$(date -u -d "@$((now - since))" +%Y-%m-%dT%H:%M:%SZ)" "$(tr '[:cntrl:]' ' ' <<<"$command" | sed 's/ $//')"
+    done
 }

@@ -45,6 +45,7 @@ lock_app() {
     exec 8<"$app_directory"
     wait_for_lock 8
     [[ -f $app_directory/app.json && $app_directory -ef /dev/fd/8 ]] || die "no such application: $app; see dotcloud list"
+    remove_incomplete
 }
 
 lock_home() {
@@ -80,9 +81,9 @@ services() {
     query '.services | keys_unsorted[]'
 }
 
-# instances [SERVICE]: names such as db.0
+# instances [SERVICE]: names such as db.0, of those that are complete
 instances() {
-    query '. as $app | (.services | keys_unsorted[] | select($only == "" or . == $only)) as $s | $app | numbers($s)[] | "\($s).\(.)"' \
+    query 'complete | . as $app | (.services | keys_unsorted[] | select($only == "" or . == $only)) as $s | $app | numbers($s)[] | "\($s).\(.)"' \
         --arg only "${1:-}"
 }
 
@@ -91,7 +92,7 @@ parse_instance() {
     service=${1%.*}
     number=""
     [[ $1 != *.* ]] || number=${1##*.}
-    [[ $(query '.services[$s] | . != null and ($n == "" or .instances[$n] != null)' \
+    [[ $(query 'complete | .services[$s] | . != null and ($n == "" or .instances[$n] != null)' \
         --arg s "$service" --arg n "$number") == true ]] ||
         die "no such service or instance: $1; see dotcloud info"
 }

@@ -37,6 +37,15 @@ def url_of($name; $wanted):
         // [$urls[] | select(.url | tail == ($all.config.DATABASE_URL // "" | tail))][0]
         // $urls[0] // empty).url;
 
+# The config variable with the URL of that instance: the one that was named, else DATABASE_URL, else its first attachment
+def url_variable($name; $wanted):
+    . as $all
+    | ($wanted | ascii_upcase | ltrimstr("HEROKU_POSTGRESQL_") | sub("_URL$"; "")) as $c
+    | .databases[] | select(.name == $name)
+    | if any(.attachments[]; . == $c) then "HEROKU_POSTGRESQL_\($c)_URL"
+      elif .current then "DATABASE_URL"
+      elif .attachments != [] then "HEROKU_POSTGRESQL_\(.attachments[0])_URL" else empty end;
+
 # The instance that a name means, "?SEVERAL", "!VARIABLE" when it is a variable that points nowhere; nothing when there is none
 def resolve($wanted):
     ($wanted | ascii_upcase) as $w
@@ -69,6 +78,13 @@ def lag:
 def followed_text:
     if .already then "followed it already, \(.lag | lag) behind"
     else (if .copied then "\(.copied.bytes | bytes) copied" else "no data moved" end) + ", \(.seconds | seconds)" end;
+
+# What pgmahout copy reports, as far as it says so
+def copied_text:
+    [(.tables // .filled.tables | numbers | "\(.) table\(if . == 1 then "" else "s" end)"),
+     (.rows // .filled.rows | numbers | "\(.) row\(if . == 1 then "" else "s" end)"),
+     (.bytes // .filled.bytes | numbers | bytes), (.seconds | numbers | seconds)]
+    | if . == [] then "" else ", " + join(", ") end;
 
 # What pg:info says of one database: [[name, value]…]. $all: the databases with their .info.
 def facts($all):

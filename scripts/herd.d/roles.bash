@@ -1,10 +1,11 @@
 # shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
 # Changes of roles, as pg:promote, pg:switchover and the attachments of addons:add share them.
 
-# attach COLOUR [first]: its URL on stdin; with "first" the app's first database becomes DATABASE_URL. Sets $release.
+# attach COLOUR [first]: its URL on stdin; with "first" the app's first database becomes DATABASE_URL, but not when a
+# migration attaches its target (HERD_ATTACH_ONLY), which is empty. Sets $release.
 attach() {
     became=""
-    [[ -z ${2:-} || -n $(about '.config.DATABASE_URL // ""') ]] || became=DATABASE_URL
+    [[ -z ${2:-} || -n ${HERD_ATTACH_ONLY:-} || -n $(about '.config.DATABASE_URL // ""') ]] || became=DATABASE_URL
     release=$(jq -cRs --arg v "HEROKU_POSTGRESQL_$1_URL" --arg b "$became" \
         'rtrimstr("\n") as $url | {($v): $url} + (if $b == "" then {} else {($b): $url} end)' | config_set "Attach HEROKU_POSTGRESQL_$1")
 }

@@ -272,9 +272,98 @@ END
     dotcloud scale www=1 --yes
     [ ! -e "$DOTCLOUD_HOME/apps/shop/www.1" ]
     [ "$(dotcloud run www.0 jq -r .DOTCLOUD_WWW_SSH_PORT_1 environment.json)" = null ]
-    refused 2 "www=0: a service has 1 to 50" dotcloud scale www=0
     refused 1 "no such service or instance: nosuch" dotcloud scale nosuch=2
-    refused 2 "www=51: a service has 1 to 50" dotcloud scale www=+50
+    refused 2 "www=51: a service has 0 to 50 instances" dotcloud scale www=+50
+}
+
+@test "scale to nothing and back: the service stays known, and its build" {
+    kept=$(dotcloud run www cat kept)
+    refused 1 "This destroys www.0 of shop with all data. Nothing was done; say --yes" dotcloud scale www=0
+    dotcloud scale www=0 --yes
+    [ ! -e "$DOTCLOUD_HOME/apps/shop/www.0" ]
+    [ "$(dotcloud list --json | jq -c '.[0] | [.services, .state]')" = '[{"www":0},"empty"]' ]
+    dotcloud ps --json | jq -e '. == [{instance: "www", process: "-", state: "STOPPED", detail: "it has no instances"}]'
+    dotcloud ps www | grep -q '^www  .*STOPPED  *it has no instances$'
+    [ "$(dotcloud info --json | jq -c '.services.www | [.instances, .type]')" = '[{},"custom"]' ]
+    [ "$(dotcloud info www --json | jq -c '[.instances, .type, .config.version]')" = '[{},"custom",3]' ]
+    dotcloud info www --text | grep -qx 'instances:       0'
+    refused 1 "www has no instance; see dotcloud scale --help" dotcloud run www true
+    dotcloud up
+    dotcloud down www
+    dotcloud env set --no-restart N=1
+    dotcloud env unset --no-restart N
+    # A push builds and makes none
+    dotcloud push "$scene/www"
+    [ "$(dotcloud info --json | jq -c .services.www.instances)" = '{}' ]
+    dotcloud scale www=2
+    [ "$(dotcloud run www.1 cat kept)" = "$kept" ]
+    dotcloud ps www.1 --json | jq -e 'length == 3 and all(.state == "RUNNING")'
+    dotcloud scale www=1 --yes
+}
+
+@test "scale --no-start makes instances that up starts" {
+    before=$(dotcloud ps www.0 --json | jq -c '[.[].detail | split(",")[0]]')
+    dotcloud scale www=2 --no-start
+    states() { dotcloud info www --json | jq -r '[.instances[].state] | join(" ")'; }
+    [ "$(states)" = "running stopped" ]
+    refused 255 "www.1 does not run; start it with dotcloud up" dotcloud run www.1 true
+    [ "$(port www.0 http)" != "$(port www.1 http)" ]
+    dotcloud up www
+    [ "$(states)" = "running running" ]
+    [ "$(dotcloud ps www.0 --json | jq -c '[.[].detail | split(",")[0]]')" = "$before" ]
+    dotcloud scale www=1 --yes
+}
+
+@test "a scale that is killed leaves nothing that counts" {
+    there() { dotcloud info www --json | jq -r '[.instances | keys[] | split(".")[2]] | join(" ")'; }
+    kill_when() {
+        local pid
+        (cd "$scene/here" && exec setsid "$checkout/scripts/dotcloud" scale "$2" --yes) >"$BATS_TEST_TMPDIR/out" 2>&1 3>&- &
+        pid=$!
+        eventually grep -qF -- "$1" "$BATS_TEST_TMPDIR/out"
+        sleep "$3"
+        kill -KILL -- "-$pid" 2>/dev/null || true
+        wait "$pid" || true
+    }
+    for pause in 0 0.2 0.5; do
+        kill_when "--> making www.1" www=2 "$pause"
+        seen=$(there)
+        [[ $seen == 0 || $seen == "0 1" ]]
+        [[ $seen == 0 ]] || dotcloud up www
+        dotcloud scale www=2
+        [ "$(dotcloud run www.1 'echo $DOTCLOUD_SERVICE_ID')" = 1 ]
+        dotcloud ps www --json | jq -e 'length == 6 and all(.state == "RUNNING")'
+        kill_when "--> destroying www.1" www=1 "$pause"
+        # Going or gone, and back
+        dotcloud scale www=2
+        [ "$(there)" = "0 1" ]
+        dotcloud up www
+        [ "$(dotcloud run www.1 'echo $DOTCLOUD_SERVICE_ID')" = 1 ]
+        dotcloud scale www=1 --yes
+        [ ! -e "$DOTCLOUD_HOME/apps/shop/www.1" ]
+    done
+    dotcloud run www.0 'echo mine >own'
+}
+
+@test "ps --one-off: what was started by hand, and what that has left" {
+    one_offs() { dotcloud ps "$@" --one-off --json | jq -r '.[] | "\(.instance) \(.command)"'; }
+    [ -z "$(one_offs www)" ]
+    dotcloud run www.0 'sleep 4711' >/dev/null 2>&1 </dev/null 3>&- &
+    dotcloud run www.0 'echo "a  b" | (sleep 4712; cat)' >/dev/null 2>&1 </dev/null 3>&- &
+    dotcloud run www.0 'nohup sleep 4713 >/dev/null 2>&1 </dev/null &'
+    three() { [ "$(one_offs www | sort)" = $'www.0 echo "a  b" | (sleep 4712; cat)\nwww.0 sleep 4711\nwww.0 sleep 4713' ]; }
+    eventually three
+    dotcloud ps --one-off | grep -qE '^www\.0 +[0-9]+ +[0-9-]{10}T[0-9:]{8}Z +sleep 4711$'
+    dotcloud ps --one-off --json | jq -e 'all(.[]; .since | fromdate > now - 120 and fromdate <= now + 1)'
+    # Programs are none, whatever happens to them
+    dotcloud restart www
+    three
+    pid=$(dotcloud ps --one-off --json | jq '.[] | select(.command == "sleep 4713").pid')
+    kill "$pid"
+    for number in 4711 4712; do
+        kill "$(dotcloud run www.0 "pgrep -f -n '^sleep $number'")"
+    done
+    eventually eval '[ -z "$(one_offs www)" ]'
 }
 
 @test "an instance in the middle can go: the others keep their numbers, and its number is the next to be given" {

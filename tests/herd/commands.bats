@@ -100,8 +100,6 @@ teardown_file() {
     more_or_none() {
         refuses 2 "shop has no processes named db" ps:scale db=2
         refuses 2 "it has: www" ps:scale worker=1
-        refuses 2 "www=0" ps:scale www=0
-        [ "$out" = "Scaling www processes... failed" ]
         refuses 2 "nosuch" ps:restart nosuch
     }
     unchanged more_or_none

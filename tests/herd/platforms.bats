@@ -71,14 +71,14 @@ pids_of() {
 
 @test "every verb of the contract is there, and wrong usage is 2" {
     mapfile -t verbs < <(sed -n 's/^| `\([a-z-]*\)` |.*/\1/p' "$checkout/scripts/platforms/README.md")
-    [ "${#verbs[@]}" = 16 ]
+    [ "${#verbs[@]}" = 17 ]
     for platform in dotcloud ssh; do
         over "$platform"
         diff <(printf '%s\n' "${verbs[@]}" | sort) <(find "$checkout/scripts/platforms/$platform" -type f -executable -printf '%f\n' | sort)
         for name in blurb url run provision destroy config-get config-unset scale; do
             fails 2 "usage: $name " "$name" </dev/null
         done
-        for name in app instances config-list releases processes config-set; do
+        for name in app instances config-list releases processes oneoffs config-set; do
             fails 2 "usage: $name" "$name" more </dev/null
         done
         fails 2 "usage: maintenance [on|off]" maintenance perhaps
@@ -304,8 +304,51 @@ PYTHON
         fails 2 db scale db=1
         fails 2 db restart www db
         [ "$(pids_of www.0)" = "$before" ]
+        # None at all is a number too
+        for _ in 1 2; do
+            verb scale www=0
+            verb processes | grep -qxP 'www\t0\tstopped'
+            [ "$(dotcloud info www --json | jq -c .instances)" = "{}" ]
+        done
+        verb restart
+        verb scale www=1
+        verb processes | grep -qxP 'www\t1\trunning'
         [ "$(pids_of db.0 && pids_of db.1)" = "$databases" ]
     done
+}
+
+@test "oneoffs: what was started by hand on a process instance, never on a database" {
+    over dotcloud
+    [ -z "$(verb oneoffs)" ]
+    dotcloud run www.0 $'sleep 4711;\tsleep 1' >/dev/null 2>&1 </dev/null 3>&- &
+    dotcloud run db.0 'sleep 4711' >/dev/null 2>&1 </dev/null 3>&- &
+    both() { [ "$(dotcloud ps --one-off --json | jq length)" = 2 ]; }
+    eventually both
+    [[ $(verb oneoffs) =~ ^www\.0$'\t'[0-9-]{10}T[0-9:]{8}Z$'\t'"sleep 4711; sleep 1"$ ]]
+    # Both instances are of the same account
+    dotcloud run www.0 "pkill -f '^sleep 4711'"
+    none() { [ -z "$(verb oneoffs)" ]; }
+    eventually none
+    over ssh
+    fails 69 "this platform does not know what was started by hand" oneoffs
+}
+
+@test "dotcloud: a CLI that can neither is not asked to" {
+    over dotcloud
+    mkdir -p "$scene/old"
+    printf '#!/bin/bash\nif [[ " $* " == *" --help "* ]]; then "$checkout/scripts/dotcloud" "$@" | sed "s/--no-start//; s/--one-off//"; else exec "$checkout/scripts/dotcloud" -A shop "$@"; fi\n' >"$scene/old/dotcloud"
+    chmod 755 "$scene/old/dotcloud"
+    verb() {
+        (cd "$scene/here" && PATH=$scene/old:$PATH "$checkout/scripts/platforms/$platform/$1" "${@:2}")
+    }
+    before=$(pids_of www.0)
+    fails 69 "this dotcloud cannot scale a service to 0" scale www=0
+    fails 69 "this dotcloud does not say what was started by hand" oneoffs
+    [ "$(pids_of www.0)" = "$before" ]
+    verb maintenance on
+    fails 3 "shop is in maintenance: its processes are stopped; turn maintenance off first" scale www=2
+    verb maintenance off
+    verb processes | grep -qxP 'www\t1\trunning'
 }
 
 @test "in maintenance the processes are stopped and stay so; databases run" {
@@ -322,19 +365,62 @@ PYTHON
         verb restart
         verb restart www
         verb config-set <<<'{"DURING": "maintenance"}'
-        fails 3 "maintenance" scale www=2
-        dotcloud ps www --json | jq -e 'all(.state == "STOPPED")'
+        # What is scaled meanwhile starts when it is over, and not before
+        for count in 2 0 2; do
+            verb scale "www=$count" >"$BATS_TEST_TMPDIR/out"
+            [ ! -s "$BATS_TEST_TMPDIR/out" ]
+            verb processes | grep -qxP "www\t$count\tstopped"
+            dotcloud ps www --json | jq -e 'all(.state == "STOPPED")'
+        done
         [ "$(pids_of db.0 && pids_of db.1)" = "$databases" ]
         for _ in 1 2; do
             [ "$(verb maintenance off)" = off ]
             [ "$(verb maintenance)" = off ]
-            verb processes | grep -qxP 'www\t1\trunning'
+            verb processes | grep -qxP 'www\t2\trunning'
+            dotcloud info www --json | jq -e '[.instances[].state] == ["running", "running"]'
         done
+        verb scale www=1
         [ "$(pids_of db.0 && pids_of db.1)" = "$databases" ]
         verb releases | jq -e '[.[].what] | index("Maintenance on") > index("Maintenance off")'
         verb config-unset DURING
     done
     [ "$(over dotcloud >/dev/null && verb config-list | jq -c .config)" = "{}" ]
+}
+
+@test "ssh: in maintenance only the count is remembered" {
+    over ssh
+    sed -i 's/scale: .*/scale: echo "scale $COUNT" >>calls/; s/start: .*/start: echo start >>calls/; s/stop: .*/stop: echo stop >>calls/' "$scene/here/herd.yml"
+    file=$scene/here/calls
+    verb maintenance on
+    # Back to what it was: nothing to do
+    verb scale www=0
+    verb scale www=1
+    verb maintenance off
+    [ "$(<"$file")" = $'stop\nstart' ]
+    rm "$file"
+    verb maintenance on
+    verb scale www=3
+    verb maintenance off
+    verb maintenance off
+    [ "$(<"$file")" = $'stop\nscale 3\nstart\nstart' ]
+    rm "$file"
+    # What is to have no process is not started
+    verb maintenance on
+    verb scale www=0
+    verb maintenance off
+    [ "$(<"$file")" = $'stop\nscale 0' ]
+    verb processes | grep -qxP 'www\t0\tstopped'
+    rm "$file"
+    # One that failed is tried again
+    verb maintenance on
+    verb scale www=2
+    sed -i 's/scale: .*/scale: exit 9/' "$scene/here/herd.yml"
+    fails 1 "the scale: command of www ended with 9" maintenance off
+    sed -i 's/scale: .*/scale: echo "scale $COUNT" >>calls/' "$scene/here/herd.yml"
+    verb maintenance off
+    verb scale www=1
+    [ "$(<"$file")" = $'stop\nscale 2\nstart\nscale 1' ]
+    write_hosts
 }
 
 @test "provision gives an instance that belongs to nobody, and destroy ends it" {

@@ -51,7 +51,7 @@ command_info() {
              state: $states["\($s).\($n)"],
              type: .services[$s].spec.type};
         def service($s): . as $app
-            | instance($s; numbers($s)[0])
+            | instance($s; numbers($s)[0] // "")
             | del(.ports, .state)
             + {instances: ($app | [numbers($s)[] as $n | {"\($app.name).\($s).\($n)":
                 ($app | instance($s; $n) | {state, ports})}] | add // {})};
@@ -84,7 +84,6 @@ command_info() {
     if [[ -n $target ]]; then
         parse_instance "$target"
         if [[ -z $number && $format != 0.9 ]] && ((${#chosen[@]} == 1)); then number=${chosen[0]##*.}; fi
-        ((${#chosen[@]})) || die "$target has no instance; see dotcloud scale --help"
         filter='if $n != "" then instance($s; $n) else service($s) end'
         [[ $format != 0.9 ]] || filter='if $n != "" then text_instance($s; $n) else text_service($s) end'
     else
@@ -93,5 +92,5 @@ command_info() {
             filter='. as $app | [.services | keys_unsorted[]] | to_entries[] | .value as $s | (if .key > 0 then "" else empty end), ($app | text_service($s))'
     fi
     [[ $format != 0.4 ]] || filter="$filter | yaml"
-    query "$shapes $filter" --arg s "${service:-}" --arg n "${number:-}" --arg a "$account" --argjson states "$states"
+    query "$shapes complete | $filter" --arg s "${service:-}" --arg n "${number:-}" --arg a "$account" --argjson states "$states"
 }

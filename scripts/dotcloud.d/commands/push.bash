@@ -60,7 +60,7 @@ command_push() {
     local existing=()
     mapfile -t existing < <(for service in "${names[@]}"; do instances "$service"; done)
     for service in "${names[@]}"; do
-        number=$(query '.services[$s] | if .instances | length > 0 then 0 else .spec.instances // 1 end' --arg s "$service")
+        number=$(query '.services[$s] | if .none or (.instances | length > 0) then 0 else .spec.instances // 1 end' --arg s "$service")
         add_instances "$service" "$number"
     done
     for instance in ${existing[@]+"${existing[@]}"}; do

@@ -72,6 +72,13 @@ candidates() {
         pg:* | logs | addons:*)
             use_platform
             load_databases
+            if [[ ${words[-2]} == --from && $known == pg:migrate ]]; then
+                about '.config | to_entries[] | select(.value | test("^(postgres|postgresql|pgsql)://"; "i")) | .key'
+                return
+            elif [[ ${words[-2]} == --plan ]]; then
+                plans 'keys_unsorted[]'
+                return
+            fi
             about '.databases[] | (.attachments[] | ., "HEROKU_POSTGRESQL_\(.)"), .name'
             printf 'DATABASE_URL\n'
             case $known in

@@ -2,10 +2,12 @@
 # Usage: herd ps:scale NAME=COUNT... [--json]
 # Summary: change how many processes of a type there are
 #
-# Databases are added by addons:add and removed by addons:remove.
+# Databases are added by addons:add and removed by addons:remove. In maintenance
+# none is started; they start when it is turned off.
 #
-# Example:
+# Examples:
 #   herd ps:scale www=3
+#   herd ps:scale worker=0
 
 command_ps_scale() {
     local argument
@@ -22,5 +24,6 @@ command_ps_scale() {
     doing "Scaling ${*//=*/} processes"
     platform scale "$@" >/dev/null
     done_with "now running ${*#*=}"
+    [[ -n $json || $(platform maintenance 2>/dev/null || true) != on ]] || say "$app is in maintenance: what is new starts when it is turned off"
     [[ -z $json ]] || jq -cn --arg app "$app" --args '{app: $app, scaled: ($ARGS.positional | map(split("=") | {(.[0]): (.[1] | tonumber)}) | add)}' "$@"
 }

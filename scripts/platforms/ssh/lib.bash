@@ -213,6 +213,19 @@ run_there() {
 
 # --- the operator's commands ---------------------------------------------------
 
+# count_of NAME: what scale has set counts more than what the file says
+count_of() {
+    local count
+    count=$(of_config '.counts[$p] // empty' --arg p "$1")
+    [[ -n $count ]] || count=$(look '.processes[$p].count // 1' --arg p "$1")
+    printf '%s\n' "$count"
+}
+
+# scale_process NAME COUNT
+scale_process() {
+    run_here "$1" scale "$2" || fail "the scale: command of $1 ended with $?; see the lines above"
+}
+
 # run_here NAME KEY [COUNT]: a process's command, with the config as its environment. Any name may stand in the
 # config, so that from there on nothing is kept in variables.
 run_here() {

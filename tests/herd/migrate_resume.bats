@@ -1,0 +1,78 @@
+# shellcheck shell=bash disable=SC2016,SC2030,SC2031,SC2034,SC2094,SC2153,SC2154
+# herd pg:migrate is killed before, in and after each call that it makes, and goes on with --resume. The table of cases is
+# that of a migration that nobody disturbed. CASE=TEXT runs those alone whose line holds it ("run:fill 1 in").
+
+load migration
+
+setup_file() {
+    set_migration_scene
+    record --from DATABASE_URL --to SILVER >&2
+    go_back >&2
+}
+
+teardown_file() {
+    strike_scene
+}
+
+# resumed NAME NUMBER WHEN
+resumed() {
+    plan "$1" "$2" "$3" kill
+    to_silver
+    [ "$status" = 137 ] && happened || return 1
+    plan none 0 before true
+    migrate --resume
+    [ "$status" = 0 ] || return 1
+    moved && go_back
+}
+
+@test "killed before each step, then resumed" {
+    each_case resumed before
+}
+
+@test "killed in each step, then resumed" {
+    each_case resumed in
+}
+
+@test "killed after each step, then resumed" {
+    each_case resumed after
+}
+
+# resumed_twice NAME NUMBER WHEN: the one that resumes is killed, too
+resumed_twice() {
+    plan maintenance:on 1 in kill
+    to_silver
+    [ "$status" = 137 ] && happened || return 1
+    # The calls are counted anew
+    plan "$1" "$2" "$3" kill
+    migrate --resume
+    [ "$status" = 137 ] && happened || return 1
+    plan none 0 before true
+    migrate --resume
+    [ "$status" = 0 ] || return 1
+    moved && go_back
+}
+
+@test "killed, resumed, killed again, and resumed" {
+    for what in scale:0 run:fill run:place config-set scale:up; do
+        echo "# ---- $what"
+        resumed_twice "$what" 1 in
+    done
+}
+
+@test "killed and nobody comes: the app is down, and its data is safe; another start says what to do" {
+    plan run:fill 1 in kill
+    to_silver
+    [ "$status" = 137 ]
+    nothing_is_missing_in db.0
+    nobody_wrote_to "$new_at"
+    plan none 0 before true
+    to_silver
+    [ "$status" = 3 ]
+    [[ $err == *--resume* && $err == *--rollback* ]]
+    migrate --status
+    [ "$status" = 0 ]
+    migrate --resume
+    [ "$status" = 0 ]
+    moved
+    go_back
+}
