@@ -571,12 +571,11 @@ fn what_is_in_the_way_is_told_all_at_once() {
     assert_eq!((&checked["owner"], &checked["warnings"]), (&serde_json::Value::Null, &serde_json::json!([])));
     assert_eq!(json(&to, &ours, &["check", "shop", "--no-owner"])["owner"], "dotcloud");
     // The lock is not among what needs roles, whoever has taken it.
-    lock(&from, &url(&from, "shop"));
-    from.exec("ALTER ROLE dotcloud RENAME TO chief");
-    from.exec("ALTER ROLE chief RENAME TO dotcloud");
+    from.exec("CREATE ROLE chief SUPERUSER LOGIN PASSWORD 'c'");
+    let chief = url_as(&from, "chief", "c", "shop");
+    lock(&from, &chief);
     assert_eq!(json(&to, &ours, &["check", "shop"])["owner"], serde_json::Value::Null);
-    json(&from, &ours, &["look"]);
-    json(&from, &url(&from, "shop"), &["abandon"]);
+    json(&from, &chief, &["abandon"]);
 
     // One database by two names.
     let same = url(&from, "shop").replace("127.0.0.1", "[::1]");
@@ -662,10 +661,12 @@ fn what_is_in_the_way_is_told_all_at_once() {
 fn without_room_nothing_is_begun() {
     let site = Site::new();
     let from = source(&site, "db.0", Pg::debian15());
-    from.exec_in(
-        "shop",
+    let mut app = session(&from, "app", SECRET);
+    app.batch_execute(
         "CREATE TABLE big AS SELECT repeat(md5(g::text), 30) AS t FROM generate_series(1, 90000) g",
-    );
+    )
+    .unwrap();
+    drop(app);
     let disk = SmallDisk::mount(&site, "disk", 130);
     let to = site.host("db.1").data(&disk.path.join("data")).build();
     to.exec("CREATE DATABASE shop");
@@ -840,8 +841,8 @@ fn a_kill_at_any_instant_is_completed_or_undone_by_the_next_run() {
 fn two_on_one_instance_wait_for_each_other() {
     let site = Site::new();
     let (from, to) = (source(&site, "db.0", Pg::debian15()), target(&site, Pg::debian15()));
+    json(&to, &app_url(&from), &["clear", "shop", "--id", ID]);
     let hold = |seconds: &str| {
-        to.account.mkdir(&to.home.join(".pgmahout"), 0o700);
         let file = to.home.join(".pgmahout/copy.lock");
         to.account.write(&file, "copy-part fill 0a1b2c3d (process 7)\n", 0o600);
         let child = to.command("flock").arg("--no-fork").arg(&file).args(["sleep", seconds]).spawn().unwrap();

@@ -259,10 +259,10 @@ impl Found {
         if missing.is_empty() {
             return Ok(None);
         }
-        let others: Vec<String> = missing
-            .into_iter()
+        let others: Vec<&str> = missing
+            .iter()
             .filter(|role| role.name != from.user && !role.has_only_public)
-            .map(|role| role.name)
+            .map(|role| role.name.as_str())
             .collect();
         if !others.is_empty() {
             self.problem(
@@ -271,9 +271,12 @@ impl Found {
             );
             return Ok(None);
         }
+        let missing: Vec<&str> = missing.iter().map(|role| role.name.as_str()).collect();
         self.warnings.push(format!(
-            "everything belongs to {owner} and nothing is granted, for {} does not have the role {}",
-            self.instance, from.user
+            "everything belongs to {owner} and nothing is granted, for {} does not have the {} {}",
+            self.instance,
+            if missing.len() == 1 { "role" } else { "roles" },
+            missing.join(", ")
         ));
         Ok(Some(owner))
     }

@@ -42,7 +42,8 @@ pub struct Lock {
     /// `default_transaction_read_only` of the database before; none where it had no such setting.
     #[serde(skip)]
     before: Option<String>,
-    /// Sessions that began later (microseconds since 1970, the server's clock) are read-only.
+    /// Sessions that began later (microseconds since 1970, the server's clock) are read-only; 0: that is not known yet.
+    /// None while the database is as writable as before.
     #[serde(skip)]
     read_only_since: Option<i64>,
 }
@@ -247,15 +248,16 @@ fn setting(db: &mut Db) -> Result<Option<String>> {
     Ok(rows.first().map(|row| row.get(0)))
 }
 
-/// The statements that make the database as writable as it was.
-fn restoring(source: &Target, lock: &Lock) -> String {
+/// The statements that make the database as writable as it was; none where nothing was changed.
+fn restoring(source: &Target, lock: &Lock) -> Option<String> {
+    lock.read_only_since?;
     let database = identifier(&source.database);
-    match &lock.before {
+    Some(match &lock.before {
         Some(value) => {
             format!("ALTER DATABASE {database} SET default_transaction_read_only = {}", literal(value))
         }
         None => format!("ALTER DATABASE {database} RESET default_transaction_read_only"),
-    }
+    })
 }
 
 // ---- nobody writes
@@ -298,6 +300,7 @@ pub fn quiesce(
     }
     let outcome = quiesce_locked(context, db, source, &lock, wait, terminate);
     if outcome.is_err() {
+        let lock = Lock { read_only_since: Some(0), ..lock };
         // The connection may be what has failed.
         let back = release_locked(db, source, &lock).or_else(|_| {
             let mut again = source::connect(source)?;
@@ -320,11 +323,15 @@ fn quiesce_locked(
 ) -> Result<Quiet> {
     let begin = Instant::now();
     let switched = match (lock.read_only_since, setting(db)?.as_deref()) {
-        (Some(since), Some("on")) => since,
+        (Some(since), Some("on")) if since > 0 => since,
         _ => {
             context.progress.step(format!("{} is read-only for new sessions", source.database));
             let database = identifier(&source.database);
-            db.run(&format!("ALTER DATABASE {database} SET default_transaction_read_only = on"))?;
+            let statements = [
+                format!("UPDATE {SCHEMA}.lock SET read_only_since = 0"),
+                format!("ALTER DATABASE {database} SET default_transaction_read_only = on"),
+            ];
+            transaction(db, &statements)?;
             // After the commit: whoever begins later has read the setting.
             db.value(
                 &format!(
@@ -417,7 +424,8 @@ fn roles_that_write(db: &mut Db) -> Result<BTreeSet<String>> {
 
 fn release_locked(db: &mut Db, source: &Target, lock: &Lock) -> Result<()> {
     let cleared = format!("UPDATE {SCHEMA}.lock SET read_only_since = NULL, state = 'running'");
-    transaction(db, &[restoring(source, lock), cleared])
+    let statements: Vec<String> = restoring(source, lock).into_iter().chain([cleared]).collect();
+    transaction(db, &statements)
 }
 
 /// The database is as writable as before the migration; the lock stays.
@@ -468,7 +476,9 @@ pub fn abandon(context: Context, source: &Target) -> Result<Done> {
 
 fn remove(db: &mut Db, source: &Target, lock: Option<Lock>) -> Result<Done> {
     if let Some(lock) = &lock {
-        transaction(db, &[restoring(source, lock), format!("DROP SCHEMA {SCHEMA} CASCADE")])?;
+        let drop = format!("DROP SCHEMA {SCHEMA} CASCADE");
+        let statements: Vec<String> = restoring(source, lock).into_iter().chain([drop]).collect();
+        transaction(db, &statements)?;
     }
     Ok(Done::new(lock))
 }

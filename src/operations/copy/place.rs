@@ -29,6 +29,7 @@ const LONG_AGO: i64 = 900;
 
 /// One copy on an instance at a time; a backup or a restore does not keep it waiting.
 pub fn lock(context: Context, doing: &str) -> Result<Lock> {
+    context.instance.check_account()?;
     let path = context.instance.state_directory.join("copy.lock");
     Lock::wait(&path, doing, BUSY_LIMIT, |holder| {
         context.progress.step(format!("waiting for another pgmahout on this instance: {holder}"))
@@ -241,6 +242,9 @@ fn put(context: Context, here: &mut Here, mut new: New) -> Result<Placed> {
         None => Properties::new(&here.target.user),
     };
     properties.settings.retain(|setting| setting.name != MARK);
+    // A killed run's statements go on in it until the server notices.
+    here.db
+        .rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", &[&new.name])?;
     let swapped = swap::swap(context, &mut here.db, &mut new, here.old.as_ref(), properties)?;
     let mut warnings = Vec::new();
     if let Some(name) = swapped.old_name

@@ -142,7 +142,7 @@ pub fn look(source: &Target) -> Result<Look> {
     Ok(Look {
         source: facts(db)?,
         sessions: sessions(db)?,
-        roles: roles(db)?.into_iter().map(|role| role.name).collect(),
+        roles: roles(db)?.into_iter().filter(|role| !role.has_only_public).map(|role| role.name).collect(),
         extensions: extensions(db)?,
         lock: lock::read(db)?,
     })
