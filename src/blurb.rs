@@ -557,38 +557,44 @@ impl Url {
     /// `scheme://[user[:password]@]host[:port][/database]`. The password may hold any character, so
     /// the user part ends at the *last* `@`, and only behind it `/`, `?` and `#` mean something.
     fn parse(port: &Port) -> Result<Url> {
-        let bad = |why| bad_url(port, why);
-        let (_, rest) = port.url.split_once("://").ok_or_else(|| bad("is not a URL"))?;
-        let (user_part, rest) = match rest.rsplit_once('@') {
-            Some((user_part, rest)) => (Some(user_part), rest),
-            None => (None, rest),
+        let read = || {
+            let (_, rest) = port.url.split_once("://").ok_or("is not a URL")?;
+            match rest.rsplit_once('@') {
+                Some((user_part, rest)) => Url::read(Some(user_part), rest),
+                None => Url::read(None, rest),
+            }
         };
+        read().map_err(|why| bad_url(port, why))
+    }
+
+    /// Both sides of the `@`.
+    fn read(user_part: Option<&str>, rest: &str) -> std::result::Result<Url, &'static str> {
         let (address, path) = match rest.find(['/', '?', '#']) {
             Some(at) => (&rest[..at], &rest[at..]),
             None => (rest, ""),
         };
         let (host, number) = match address.strip_prefix('[') {
             Some(inner) => {
-                let (host, after) = inner.split_once(']').ok_or_else(|| bad("has \"[\" without \"]\""))?;
+                let (host, after) = inner.split_once(']').ok_or("has \"[\" without \"]\"")?;
                 if !is_ipv6(host) {
-                    return Err(bad("has no IPv6 address in its brackets"));
+                    return Err("has no IPv6 address in its brackets");
                 }
                 let number = if after.is_empty() { None } else { after.strip_prefix(':') };
                 if number.is_none() && !after.is_empty() {
-                    return Err(bad("has something else than a port behind \"]\""));
+                    return Err("has something else than a port behind \"]\"");
                 }
                 (host.replace("%25", "%"), number)
             }
             None => match address.split_once(':') {
                 Some((_, number)) if number.contains(':') => {
-                    return Err(bad("has an IPv6 address without brackets"));
+                    return Err("has an IPv6 address without brackets");
                 }
                 Some((host, number)) => (host.to_owned(), Some(number)),
                 None => (address.to_owned(), None),
             },
         };
         if !address.starts_with('[') && !is_host_name(&host) {
-            return Err(bad("has no usable host name"));
+            return Err("has no usable host name");
         }
         let number = match number {
             None => None,
@@ -596,7 +602,7 @@ impl Url {
                 text.parse::<u16>()
                     .ok()
                     .filter(|n| *n > 0 && text.bytes().all(|b| b.is_ascii_digit()))
-                    .ok_or_else(|| bad("has a port that is not between 1 and 65535"))?,
+                    .ok_or("has a port that is not between 1 and 65535")?,
             ),
         };
         let (user, password) = match user_part.map(|part| part.split_once(':').unwrap_or((part, ""))) {
@@ -604,16 +610,16 @@ impl Url {
             None => (String::new(), ""),
         };
         if user.starts_with('-') || user.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(bad("has no usable user name"));
+            return Err("has no usable user name");
         }
         let decoded = lenient_decode(password);
         if decoded.contains(['\0', '\n', '\r']) {
-            return Err(bad("has a line break or NUL in its password"));
+            return Err("has a line break or NUL in its password");
         }
         let database = path.strip_prefix('/').unwrap_or("").split(['?', '#']).next().unwrap_or_default();
         let database = lenient_decode(database.trim_end_matches('/'));
         if database.chars().any(char::is_control) {
-            return Err(bad("has no usable database name"));
+            return Err("has no usable database name");
         }
         Ok(Url {
             user: (!user.is_empty()).then_some(user),
@@ -621,6 +627,70 @@ impl Url {
             host,
             port: number,
             database: (!database.is_empty()).then_some(database),
+        })
+    }
+}
+
+/// A database's URL, `postgres://user:password@host:port/database?parameters`, as libpq reads it; but a password may
+/// hold any character where that is not mistaken for something else.
+#[derive(Clone, Debug)]
+pub struct DatabaseUrl {
+    /// Role.
+    pub user: String,
+    /// Its password.
+    pub password: Option<Secret>,
+    /// A name or an address; IPv6 without brackets.
+    pub host: String,
+    /// 5432 where it has none.
+    pub port: u16,
+    /// Database; that of the user's name where it has none.
+    pub database: String,
+}
+
+/// What libpq would take from behind the `?` in place of what stands before it.
+const LEADING_ELSEWHERE: &[&str] =
+    &["dbname", "host", "hostaddr", "options", "passfile", "password", "port", "service", "user"];
+
+/// libpq's values of `sslmode`. All are accepted: TLS is used where the server offers it.
+const SSL_MODES: &[&str] = &["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
+
+impl DatabaseUrl {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What is wrong with it, as the rest of a sentence that begins with it. The URL itself is not quoted.
+    pub fn parse(text: &str) -> std::result::Result<DatabaseUrl, &'static str> {
+        if !["postgres", "postgresql"].contains(&scheme(text).as_str()) {
+            return Err("does not begin with postgres://");
+        }
+        let (_, rest) = text.split_once("://").unwrap_or_default();
+        if rest.chars().any(char::is_control) {
+            return Err("has a control character");
+        }
+        // By the book the authority ends before the path; only a password that was not encoded reaches beyond.
+        let authority = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let at = rest[..authority].rfind('@').or_else(|| rest.rfind('@'));
+        let url = match at {
+            Some(at) => Url::read(Some(&rest[..at]), &rest[at + 1..])?,
+            None => Url::read(None, rest)?,
+        };
+        let behind =
+            rest[at.map_or(0, |at| at + 1)..].split_once('?').map_or("", |(_, parameters)| parameters);
+        for (name, value) in behind.split('&').filter_map(|parameter| parameter.split_once('=')) {
+            if LEADING_ELSEWHERE.contains(&name) {
+                return Err("says behind the \"?\" where it leads to or as whom");
+            }
+            if name == "sslmode" && !SSL_MODES.contains(&value) {
+                return Err("has an sslmode that libpq does not know");
+            }
+        }
+        let user = url.user.ok_or("has no user")?;
+        Ok(DatabaseUrl {
+            password: url.password.map(|(_, decoded)| Secret(decoded)),
+            host: url.host,
+            port: url.port.unwrap_or(5432),
+            database: url.database.unwrap_or_else(|| user.clone()),
+            user,
         })
     }
 }
@@ -997,6 +1067,39 @@ mod tests {
         assert!(
             refused(&with_ports(&[("ssh", "shop.test:22"), ("pgsql", "tcp://h:1")])).contains("is not a URL")
         );
+    }
+
+    #[test]
+    fn a_databases_url_is_read_as_libpq_does() {
+        let read = |text: &str| {
+            let url = DatabaseUrl::parse(text).unwrap();
+            let password = url.password.map(|password| password.0).unwrap_or_default();
+            format!("{} {password} {} {} {}", url.user, url.host, url.port, url.database)
+        };
+        for (text, wanted) in [
+            ("postgres://me:p%40ss%2F@db.example:5433/shop", "me p@ss/ db.example 5433 shop"),
+            ("postgresql://me@10.0.0.1", "me  10.0.0.1 5432 me"),
+            ("postgres://me:x@[::1]:6000/a%20b?sslmode=require&application_name=a@b", "me x ::1 6000 a b"),
+            ("postgres://me:p/w?#@h/d?pool=5", "me p/w?# h 5432 d"),
+            ("POSTGRES://me:a@b@h/d", "me a@b h 5432 d"),
+        ] {
+            assert_eq!(read(text), wanted, "{text}");
+        }
+        for (text, why) in [
+            ("", "does not begin with postgres://"),
+            ("mysql://me:secret@h/d", "does not begin with postgres://"),
+            ("postgres://h/d", "has no user"),
+            ("postgres://me:secret@/d", "has no usable host name"),
+            ("postgres://me:secret@h:0/d", "has a port that is not between 1 and 65535"),
+            ("postgres://me:secret@h1,h2/d", "has no usable host name"),
+            ("postgres://me:secret@h/d?sslmode=yes", "has an sslmode that libpq does not know"),
+            ("postgres://me:secret@h/d?host=other", "says behind the \"?\" where it leads to or as whom"),
+            ("postgres://me:secret@h/d\u{7}", "has a control character"),
+        ] {
+            assert_eq!(DatabaseUrl::parse(text).unwrap_err(), why, "{text}");
+        }
+        let shown = format!("{:?}", DatabaseUrl::parse("postgres://me:secret@h/d").unwrap());
+        assert!(!shown.contains("secret"), "{shown}");
     }
 
     #[test]

@@ -44,6 +44,7 @@ Examples:
   pgmahout ps                                               what the sessions do
   pgmahout build-version 17                                 build PostgreSQL, switch to it
   pgmahout backup capture                                   back the database up; see pgmahout backup --help
+  pgmahout copy shop < url                                  make a database here a copy of another one
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or blurb, 3 refused (needs --confirm),
 4 the other side could not be reached, 5 interrupted (run again to complete).";
@@ -85,6 +86,9 @@ enum Command {
     Wait(WaitArgs),
     BuildVersion(BuildVersionArgs),
     Backup(backup::BackupArgs),
+    Copy(copy::CopyArgs),
+    #[command(hide = true)]
+    CopyPart(copy::PartArgs),
     Serve(serve::ServeArgs),
     Logs(LogsArgs),
     Ps(activity::PsArgs),
@@ -505,6 +509,8 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Backup(args) => {
             backup::run(context, args, json, &|| load_instance(&cli.common, BTreeMap::new()))
         }
+        Command::Copy(args) => copy::run(context, args, json),
+        Command::CopyPart(args) => copy::run_part(context, args, json),
         Command::Serve(_) => serve::run(context),
         Command::Logs(args) => run_logs(context, &args, json),
         Command::Ps(args) => activity::ps(context, &args, json),

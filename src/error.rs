@@ -468,6 +468,31 @@ pub enum Error {
     LinkKey { path: PathBuf },
     /// `serve` cannot listen there.
     ServeListen { at: String, why: String, taken: bool },
+    // ---- copies: the source's lock and its clients, the pair, the place
+    /// The URL on stdin is none. `why` is the rest of a sentence that begins with it, and does not quote it.
+    SourceUrl { why: String },
+    /// The source does not accept the URL's password.
+    SourcePassword { at: String, user: String },
+    /// Another migration has the source.
+    MigrationLocked { database: String, id: String, app: String, by: String, since: String, is_done: bool },
+    /// Another process is about to change the lock, or waits for the source's clients.
+    MigrationBusy { database: String, by: String, limit: Duration },
+    /// What needs the lock is asked for without it.
+    MigrationNotLocked { database: String, id: String },
+    /// A source that cannot be written to.
+    SourceReadOnly { database: String },
+    /// A user that may not do what a migration does to the source.
+    NotDatabaseOwner { database: String, user: String },
+    /// Sessions that are still in the source, described one by one.
+    ClientsStay { database: String, sessions: Vec<String>, limit: Duration },
+    /// Why one database cannot be copied to the other, all of it: texts and hints.
+    CopyImpossible { database: String, instance: String, problems: Vec<(String, String)> },
+    /// A migration fills empty databases only.
+    TargetNotEmpty { instance: String, database: String, holds: String },
+    /// There is no copy with this id, or not yet one that this can be done with.
+    NoCopy { database: String, id: String, why: &'static str },
+    /// A database that is called as a copy is, and is none.
+    NotThisCopy { name: String, id: String },
 }
 
 const INFO_HINT: &str = "run `dotcloud info db.0` and give what it prints, all of it";
@@ -1639,6 +1664,87 @@ impl Error {
                     false => "set serve_listen to an ADDRESS:PORT of this machine, such as 127.0.0.1:5480",
                 },
             ),
+            // ---- copies
+            Error::SourceUrl { why } => (
+                Usage,
+                format!("the source's URL {why}"),
+                "it has to be postgres://user:password@host:port/database, on the first line of stdin",
+            ),
+            Error::SourcePassword { at, user } => (
+                Unreachable,
+                format!("PostgreSQL of {at} does not accept the password of {user}"),
+                "is the URL still the right one?",
+            ),
+            Error::MigrationLocked { database, id, app, by, since, is_done: false } => (
+                Refused,
+                format!(
+                    "{database} is locked by the migration {id} of {app}, which {by} began at {since} and did not \
+                     complete"
+                ),
+                "there, --resume completes it and --rollback undoes it; when that machine is lost, --abandon makes the \
+                 database writable again and takes the lock away",
+            ),
+            Error::MigrationLocked { database, id, app, by, since, is_done: true } => (
+                Refused,
+                format!(
+                    "{database} is the old database of the migration {id} of {app}, which {by} began at {since}; it is \
+                     complete, and the data is in the new database"
+                ),
+                "there, --rollback goes back; --abandon makes this database writable again and takes the lock away",
+            ),
+            Error::MigrationBusy { database, by, limit } => (
+                Failed,
+                format!(
+                    "another pgmahout has been at work on {database} for more than {} s: {by}",
+                    limit.as_secs()
+                ),
+                "wait for its end, or end that session, and run the command again",
+            ),
+            Error::MigrationNotLocked { database, id } => (
+                Failed,
+                format!("{database} is not locked by the migration {id}"),
+                "take the lock first: pgmahout copy-part lock",
+            ),
+            Error::SourceReadOnly { database } => (
+                Failed,
+                format!("{database} is on a standby, which can be read and not be locked"),
+                "give the URL of its primary",
+            ),
+            Error::NotDatabaseOwner { database, user } => (
+                Failed,
+                format!(
+                    "{user} does not own {database}, so that it can neither lock it nor make it read-only"
+                ),
+                "give the URL of its owner, or of a superuser",
+            ),
+            Error::ClientsStay { database, sessions, limit } => (
+                Refused,
+                format!(
+                    "after {} s {database} still has clients that may write: {}",
+                    limit.as_secs(),
+                    printable(&sessions.join("; "))
+                ),
+                "end them there, wait longer, or add --terminate, which ends them",
+            ),
+            Error::CopyImpossible { database, instance, problems } => {
+                let texts: Vec<_> = problems.iter().map(|(text, _)| text.as_str()).collect();
+                (Failed, format!("{database} cannot be copied to {instance}: {}", texts.join("; ")), "")
+            }
+            Error::TargetNotEmpty { instance, database, holds } => (
+                Refused,
+                format!("the database {database} of {instance} holds {holds}"),
+                "give an empty one, or drop what is in it; pgmahout copy --confirm replaces it, a migration never does",
+            ),
+            Error::NoCopy { database, id, why } => (
+                Failed,
+                format!("there is no copy {id} for {database} {why}"),
+                "fill and compare it first: pgmahout copy-part fill, pgmahout copy-part compare",
+            ),
+            Error::NotThisCopy { name, id } => (
+                Failed,
+                format!("the database {name} is not of the copy {id}, although it is called so"),
+                "look what it is, and rename or drop it",
+            ),
         };
         let hint = match self {
             Error::File { source, .. } => file_hint(source).to_owned(),
@@ -1648,6 +1754,10 @@ impl Error {
                     .into()
             }
             Error::UnknownRelease { offered, .. } => offered.clone(),
+            Error::CopyImpossible { problems, .. } => {
+                let hints: Vec<_> = problems.iter().map(|(_, hint)| hint.as_str()).collect();
+                hints.into_iter().filter(|hint| !hint.is_empty()).collect::<Vec<_>>().join("; ")
+            }
             Error::Dump { said, .. } if said.contains("conflict with recovery") => {
                 "this standby took replay before the dump: set max_standby_streaming_delay = -1 (or a longer one) or \
                  hot_standby_feedback = on here, or capture on the primary"

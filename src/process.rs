@@ -236,6 +236,11 @@ pub fn catch_interrupts() {
     }
 }
 
+/// As if a signal had come: the work ends by itself at the next [`check_interrupt`].
+pub fn interrupt() {
+    flag().store(true, Ordering::Relaxed);
+}
+
 /// An error once an interrupt has come.
 pub fn check_interrupt() -> Result<()> {
     if flag().load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }

@@ -193,7 +193,8 @@ fn as_far_as_known(
     Ok(properties)
 }
 
-fn check_superuser(db: &mut Db, target: &Target) -> Result<()> {
+/// Refuses a user that is no superuser here.
+pub fn check_superuser(db: &mut Db, target: &Target) -> Result<()> {
     let is_superuser: bool = db.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])?;
     if is_superuser {
         return Ok(());
@@ -221,7 +222,7 @@ fn version_of(archive: &Archive) -> Result<PgVersion> {
 }
 
 /// What a person would miss of the old database; none when it has nothing of its own.
-fn holds(db: &mut Db, target: &Target, old: &Old) -> Result<Option<String>> {
+pub fn holds(db: &mut Db, target: &Target, old: &Old) -> Result<Option<String>> {
     let size: i64 = db.value("SELECT pg_database_size($1::oid)", &[&old.oid])?;
     let size = bytes_text(size as u64);
     let mut inside = match Db::connect(target) {

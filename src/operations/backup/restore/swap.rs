@@ -1,5 +1,6 @@
 //! The new database beside the old one, and the moment in which it takes the old one's place. Until then the old one
-//! is untouched; what a kill leaves is known by its name and its comment, and is dropped by the next run.
+//! is untouched; what a kill leaves is known by its name and its comment, and is dropped by the next run of its kind: of
+//! a restore by any restore, of a copy only by one that knows its id.
 
 use super::super::super::Context;
 use super::super::properties;
@@ -16,11 +17,20 @@ const NEW: &str = "_pgmahout_restore_";
 /// Databases that have been replaced are called so, and eight hexadecimal digits.
 const OLD: &str = "_pgmahout_old_";
 
+/// Databases that are being filled from another server, and the copy's id, which is eight hexadecimal digits.
+const COPY: &str = "_pgmahout_copy_";
+
 /// The role that owns all of a restore without owners, for as long as that takes; and eight hexadecimal digits.
 pub const ROLE: &str = "pgmahout_restore_";
 
 /// A comment on a database that is being filled begins so; the rest is the database it is for.
 const NEW_COMMENT: &str = "pgmahout is restoring ";
+
+/// The same of a copy.
+const COPY_ROLE: &str = "pgmahout_copy_";
+
+/// The same of a copy.
+const COPY_COMMENT: &str = "pgmahout is copying ";
 
 /// A comment on a database that was replaced begins so; the rest is the database that has its place.
 const OLD_COMMENT: &str = "pgmahout has replaced ";
@@ -42,6 +52,123 @@ fn beside(name: &str, added: &str, unique: &str) -> String {
         cut -= 1;
     }
     format!("{}{added}{unique}", &name[..cut])
+}
+
+/// What a new database is for.
+#[derive(Clone, Copy, Debug)]
+pub enum Purpose<'a> {
+    /// A restore: what a kill leaves is dropped by any other one.
+    Restore,
+    /// The copy of this id: nobody else drops it.
+    Copy(&'a str),
+}
+
+impl Purpose<'_> {
+    fn role(&self, unique: &str) -> String {
+        match self {
+            Purpose::Restore => format!("{ROLE}{unique}"),
+            Purpose::Copy(_) => format!("{COPY_ROLE}{unique}"),
+        }
+    }
+
+    fn comment(&self, database: &str) -> String {
+        match self {
+            Purpose::Restore => format!("{NEW_COMMENT}{database}"),
+            Purpose::Copy(_) => format!("{COPY_COMMENT}{database}"),
+        }
+    }
+}
+
+/// What a database that is being copied is called until it takes `database`'s place.
+pub fn copy_name(database: &str, id: &str) -> String {
+    beside(database, COPY, id)
+}
+
+/// What `database` is called once the copy of this id has its place.
+pub fn replaced_name(database: &str, id: &str) -> String {
+    beside(database, OLD, id)
+}
+
+/// A database that a copy has made beside the one that it is for.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    /// Its name.
+    pub name: String,
+    /// The copy's id.
+    pub id: String,
+    /// Which database it is for; none in the moment after its creation.
+    pub database: Option<String>,
+    /// It is one of ours, not only by its name.
+    pub is_ours: bool,
+}
+
+/// All of them, of whatever id, in the order of their names.
+pub fn copies(db: &mut Db) -> Result<Vec<Copy>> {
+    let rows = db.rows(
+        "SELECT datname::text, coalesce(shobj_description(oid, 'pg_database'), ''), datconnlimit FROM pg_database \
+         WHERE datname ~ '_pgmahout_copy_[0-9a-f]{8}$' ORDER BY 1",
+        &[],
+    )?;
+    let copy = |row: &postgres::Row| {
+        let (name, comment, limit): (String, String, i32) = (row.get(0), row.get(1), row.get(2));
+        let database = comment.strip_prefix(COPY_COMMENT).map(str::to_owned);
+        Copy {
+            id: name[name.len() - 8..].to_owned(),
+            is_ours: database.is_some() || (comment.is_empty() && limit == 0),
+            name,
+            database,
+        }
+    };
+    Ok(rows.iter().map(copy).collect())
+}
+
+/// Drops what the copy of this id has left for `database`, but not what is in its place: its database, what that has
+/// replaced, its role. Gives the names of the databases.
+///
+/// # Errors
+/// [`Error::NotThisCopy`] for a database that is called so and was made by somebody else.
+pub fn drop_copy(db: &mut Db, database: &str, id: &str) -> Result<Vec<String>> {
+    let mut dropped = Vec::new();
+    let name = copy_name(database, id);
+    if let Some(copy) = copies(db)?.into_iter().find(|copy| copy.name == name) {
+        if !copy.is_ours || copy.database.as_ref().is_some_and(|of| of != database) {
+            return Err(Error::NotThisCopy { name, id: id.into() });
+        }
+        drop_database(db, &name)?;
+        dropped.push(name);
+    }
+    dropped.extend(drop_replaced(db, database, id)?);
+    db.run(&format!("DROP ROLE IF EXISTS {}", identifier(&format!("{COPY_ROLE}{id}"))))?;
+    Ok(dropped)
+}
+
+/// Drops what the copy of this id has replaced, if it is still there.
+pub fn drop_replaced(db: &mut Db, database: &str, id: &str) -> Result<Option<String>> {
+    let name = replaced_name(database, id);
+    let comment = db.rows(
+        "SELECT coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database WHERE datname = $1",
+        &[&name],
+    )?;
+    let comment: Option<String> = comment.first().map(|row| row.get(0));
+    // Never before the new one is in its place.
+    if comment != Some(format!("{OLD_COMMENT}{database}")) || old(db, database)?.is_none() {
+        return Ok(None);
+    }
+    drop_database(db, &name)?;
+    Ok(Some(name))
+}
+
+/// Drops the roles of copies whose database is gone.
+pub fn sweep_copy_roles(db: &mut Db) -> Result<()> {
+    let there: Vec<String> = copies(db)?.into_iter().map(|copy| copy.id).collect();
+    let roles =
+        db.rows("SELECT rolname::text FROM pg_roles WHERE rolname ~ '^pgmahout_copy_[0-9a-f]{8}$'", &[])?;
+    for role in roles.iter().map(|row| row.get::<_, String>(0)) {
+        if !there.iter().any(|id| role.ends_with(id.as_str())) {
+            db.run(&format!("DROP ROLE {}", identifier(&role)))?;
+        }
+    }
+    Ok(())
 }
 
 /// A connection to a database that is neither the one to be replaced nor a new one.
@@ -171,6 +298,8 @@ pub struct New {
     pub name: String,
     /// The eight digits.
     pub unique: String,
+    /// What the role of [`New::with_role`] is called.
+    role_name: String,
     role: Option<String>,
     target: Target,
     database: String,
@@ -203,8 +332,26 @@ pub fn create(
     needs: Option<&Needs>,
     owner: Option<&str>,
 ) -> Result<(New, Option<String>)> {
-    let unique = unique();
-    let name = beside(database, NEW, &unique);
+    create_for(db, target, database, old, needs, owner, Purpose::Restore)
+}
+
+/// The same for a purpose.
+pub fn create_for(
+    db: &mut Db,
+    target: &Target,
+    database: &str,
+    old: Option<&Old>,
+    needs: Option<&Needs>,
+    owner: Option<&str>,
+    purpose: Purpose,
+) -> Result<(New, Option<String>)> {
+    let (unique, name) = match purpose {
+        Purpose::Restore => {
+            let unique = unique();
+            (unique.clone(), beside(database, NEW, &unique))
+        }
+        Purpose::Copy(id) => (id.to_owned(), copy_name(database, id)),
+    };
     db.run("SET statement_timeout = '10min'")?;
     let plain = format!(
         "CREATE DATABASE {} TEMPLATE template0 CONNECTION LIMIT 0{}",
@@ -213,16 +360,16 @@ pub fn create(
     );
     let needs = needs.or(old.map(|old| &old.needs));
     let wanted = needs.map(|needs| locale(needs, db)).unwrap_or_default();
-    let new = |role| New {
+    // From here on it is dropped again, also when only its comment fails.
+    let guard = New {
         name: name.clone(),
-        unique: unique.clone(),
-        role,
+        role_name: purpose.role(&unique),
+        unique,
+        role: None,
         target: target.clone(),
         database: database.to_owned(),
         in_place: false,
     };
-    // From here on it is dropped again, also when only its comment fails.
-    let guard = new(None);
     let warning = match db.run(&format!("{plain}{wanted}")) {
         Ok(()) => None,
         Err(error) if is_locale_error(&error) => {
@@ -235,11 +382,7 @@ pub fn create(
         }
         Err(error) => return Err(error),
     };
-    db.run(&format!(
-        "COMMENT ON DATABASE {} IS {}",
-        identifier(&name),
-        literal(&format!("{NEW_COMMENT}{database}"))
-    ))?;
+    db.run(&format!("COMMENT ON DATABASE {} IS {}", identifier(&name), literal(&purpose.comment(database))))?;
     if let Some(owner) = owner {
         db.run(&format!("ALTER DATABASE {} OWNER TO {}", identifier(&name), identifier(owner)))?;
     }
@@ -271,13 +414,26 @@ fn locale(needs: &Needs, db: &Db) -> String {
 }
 
 /// Eight hexadecimal digits.
-fn unique() -> String {
+pub fn unique() -> String {
     let mut bytes = [0u8; 4];
     openssl::rand::rand_bytes(&mut bytes).expect("OpenSSL has random bytes");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl New {
+    /// The database of a copy that is there already. Unlike a new one it stays when this value is dropped.
+    pub fn of_copy(target: &Target, database: &str, id: &str) -> New {
+        New {
+            name: copy_name(database, id),
+            unique: id.to_owned(),
+            role_name: Purpose::Copy(id).role(id),
+            role: None,
+            target: target.clone(),
+            database: database.to_owned(),
+            in_place: true,
+        }
+    }
+
     /// It stays where and as it is.
     pub fn leave(mut self) {
         self.in_place = true;
@@ -286,7 +442,7 @@ impl New {
     /// A superuser for the time of a restore without owners: all that it makes can be given to `owner` in one
     /// statement afterwards, which is refused for what belongs to the first superuser.
     pub fn with_role(&mut self, db: &mut Db) -> Result<String> {
-        let role = format!("{ROLE}{}", self.unique);
+        let role = self.role_name.clone();
         self.role = Some(role.clone());
         db.run(&format!("CREATE ROLE {} SUPERUSER NOLOGIN", identifier(&role)))?;
         Ok(role)
@@ -407,7 +563,7 @@ mod tests {
     fn names_fit() {
         assert_eq!(beside("shop", NEW, "0123abcd"), "shop_pgmahout_restore_0123abcd");
         for name in ["x".repeat(63), "ü".repeat(31), "日本".repeat(10)] {
-            for added in [NEW, OLD] {
+            for added in [NEW, OLD, COPY] {
                 let new = beside(&name, added, "0123abcd");
                 assert!(new.len() <= NAME_LIMIT && new.len() > NAME_LIMIT - 4, "{new}");
                 assert!(
