@@ -3,6 +3,11 @@
 
 pub mod compare;
 pub mod fill;
+mod large;
+mod relay;
+mod schema;
+mod sums;
+mod units;
 
 use serde::{Deserialize, Serialize};
 
