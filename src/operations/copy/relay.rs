@@ -164,13 +164,14 @@ fn pump(
 
 /// Settings under which a session reads, as pg_dump has them, and a snapshot.
 pub fn reading(version: PgVersion, snapshot: &str) -> String {
-    let mut sql = settings(version);
-    sql += "SET lock_timeout = '10s'; SET extra_float_digits = 3; SET TimeZone = 'UTC'; SET bytea_output = 'hex'; ";
+    // Of one query with several statements the first one begins the transaction.
+    let mut sql = String::from("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; ");
+    sql += &format!("SET TRANSACTION SNAPSHOT {}; ", sql::literal(snapshot));
+    sql += &settings(version);
     if version.has_row_security() {
         sql += "SET row_security = off; ";
     }
-    sql += "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; ";
-    sql + &format!("SET TRANSACTION SNAPSHOT {}", sql::literal(snapshot))
+    sql + "SET lock_timeout = '10s'; SET extra_float_digits = 3; SET TimeZone = 'UTC'; SET bytea_output = 'hex'"
 }
 
 /// Settings under which a session fills, as pg_restore has them.
