@@ -447,6 +447,14 @@ pub enum Error {
     RestoreExtensions { extensions: Vec<String>, instance: String },
     /// The old database has what ties it down.
     DatabaseTied { database: String, by: Vec<String> },
+    // ---- copy: the data
+    /// A table, or whatever else, could not be read from one side or written to the other.
+    CopyFailed { what: String, side: String, why: String, is_full: bool },
+    /// This source cannot be copied from as it is.
+    CopySource { source_name: String, why: String },
+    /// The copy does not hold what the source does.
+    CopyDiffers { what: Vec<String> },
+    // ---- copy: the data, end
     /// pg_restore failed.
     RestoreFailed { program: String, status: String, said: String },
     /// What was restored is not what the manifest says.
@@ -1608,6 +1616,21 @@ impl Error {
                 format!("{database} cannot be replaced while it has {}", by.join(", ")),
                 "drop them, or restore into another database",
             ),
+            // ---- copy: the data
+            Error::CopyFailed { what, side, why, is_full } => (
+                Failed,
+                format!("{what} could not be copied: {side}: {}", printable(why)),
+                if *is_full { "make room on the disk of the copy's server" } else { "" },
+            ),
+            Error::CopySource { source_name, why } => {
+                (Failed, format!("{source_name} cannot be copied: {why}"), "")
+            }
+            Error::CopyDiffers { what } => (
+                Failed,
+                format!("the copy does not hold what the source does: {}", what.join("; ")),
+                "has somebody written to the source meanwhile? copy it anew",
+            ),
+            // ---- copy: the data, end
             Error::RestoreFailed { program, status, said } => {
                 let hint = match said.contains("role \"") && said.contains("does not exist") {
                     true => "create the role, or add --no-owner",

@@ -7,15 +7,10 @@ use crate::instance::Instance;
 use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{Lsn, Timeline};
 use crate::process;
-use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
+use crate::wire::{self, Fault, Peer, Wire};
 use postgres::types::{FromSql, ToSql};
 use postgres::{Client, Row};
-use postgres_protocol::authentication::{md5_hash, sasl};
-use postgres_protocol::message::{backend, frontend};
-use std::io::{Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 /// A server to connect to.
@@ -80,16 +75,9 @@ pub struct Db {
     pub version: PgVersion,
 }
 
-/// TLS as libpq's `sslmode=prefer`: used where the server offers it, without checking the certificate.
-fn connector() -> Result<SslConnector> {
-    let mut builder = SslConnector::builder(SslMethod::tls_client())
-        .map_err(|e| Error::Sql { label: "TLS".into(), why: e.to_string() })?;
-    builder.set_verify(SslVerifyMode::NONE);
-    Ok(builder.build())
-}
-
 fn tls() -> Result<postgres_openssl::MakeTlsConnector> {
-    let mut tls = postgres_openssl::MakeTlsConnector::new(connector()?);
+    let connector = wire::connector().map_err(|e| Error::Sql { label: "TLS".into(), why: e.to_string() })?;
+    let mut tls = postgres_openssl::MakeTlsConnector::new(connector);
     tls.set_callback(|ssl, _| {
         ssl.set_verify_hostname(false);
         Ok(())
@@ -164,21 +152,20 @@ impl Db {
     /// As [`Db::rows`], for what may take long: an interrupt cancels it on the server.
     pub fn rows_interruptible(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         let token = self.client.cancel_token();
-        let done = Arc::new(AtomicBool::new(false));
-        let watched = done.clone();
+        let (done, is_done) = std::sync::mpsc::channel::<()>();
         let watcher = std::thread::spawn(move || {
-            while !watched.load(Ordering::Relaxed) {
+            // Until the other end is dropped.
+            while is_done.recv_timeout(Duration::from_millis(50)) == Err(RecvTimeoutError::Timeout) {
                 if process::check_interrupt().is_err() {
                     if let Ok(tls) = tls() {
                         let _ = token.cancel_query(tls);
                     }
                     return;
                 }
-                std::thread::sleep(Duration::from_millis(50));
             }
         });
         let outcome = self.rows(sql, parameters);
-        done.store(true, Ordering::Relaxed);
+        drop(done);
         let _ = watcher.join();
         process::check_interrupt()?;
         outcome
@@ -282,142 +269,53 @@ fn refusal(target: &Target, code: &str, message: &str, replication: bool) -> Err
     }
 }
 
-/// Connects as a standby would and asks IDENTIFY_SYSTEM; gives the system identifier that the server
-/// says, and its current timeline. The `postgres` crate cannot make replication connections, so the few messages of one are here
-/// (PostgreSQL's manual, "Message Flow" and "Streaming Replication Protocol").
-pub fn check_replication(target: &Target) -> Result<(String, Timeline)> {
+/// The error for a raw connection that came to nothing.
+fn wire_error(target: &Target, fault: Fault, replication: bool) -> Error {
     let at = target.at();
-    let unreachable = |e: std::io::Error| Error::SqlUnreachable { at: at.clone(), why: e.to_string() };
-    let mut last = std::io::Error::other("the name has no address");
-    for address in (target.host.as_str(), target.port).to_socket_addrs().map_err(&unreachable)? {
-        match TcpStream::connect_timeout(&address, target.timeout) {
-            Ok(stream) => {
-                stream.set_read_timeout(Some(target.timeout)).map_err(&unreachable)?;
-                stream.set_write_timeout(Some(target.timeout)).map_err(&unreachable)?;
-                return identify(target, stream);
-            }
-            Err(e) => last = e,
-        }
-    }
-    Err(unreachable(last))
-}
-
-fn identify(target: &Target, mut stream: TcpStream) -> Result<(String, Timeline)> {
-    drop(openssl::error::ErrorStack::get());
-    let unreachable = |e: std::io::Error| Error::SqlUnreachable { at: target.at(), why: e.to_string() };
-    let mut out = bytes::BytesMut::new();
-    frontend::ssl_request(&mut out);
-    stream.write_all(&out).map_err(unreachable)?;
-    let mut answer = [0u8];
-    stream.read_exact(&mut answer).map_err(unreachable)?;
-    if answer[0] == b'S' {
-        let mut configuration =
-            connector()?.configure().map_err(|e| unreachable(std::io::Error::other(e)))?;
-        configuration.set_verify_hostname(false);
-        let stream = configuration
-            .connect(&target.host, stream)
-            .map_err(|e| unreachable(std::io::Error::other(e.to_string())))?;
-        speak(target, stream)
-    } else {
-        speak(target, stream)
+    match fault {
+        Fault::Server { code, said } => refusal(target, &code, &said, replication),
+        Fault::NoPassword => Error::SqlPassword { at, user: target.user.clone() },
+        Fault::Odd(_) => Error::SqlRefused { at, why: fault.to_string() },
+        Fault::Silent(limit) => Error::SqlSilent { at, limit },
+        Fault::Lost(why) => Error::SqlUnreachable { at, why },
+        Fault::Interrupted => Error::Interrupted,
     }
 }
 
-/// No answer to IDENTIFY_SYSTEM comes near this.
-const MESSAGE_LIMIT: usize = 64 * 1024;
+fn raw_to(target: &Target, parameters: &[(&str, &str)], replication: bool) -> Result<Wire> {
+    let peer = Peer {
+        host: target.host.clone(),
+        port: target.port,
+        user: target.user.clone(),
+        password: target.password.clone(),
+        timeout: target.timeout,
+    };
+    Wire::connect(&peer, parameters).map_err(|fault| wire_error(target, fault, replication))
+}
 
-fn speak<S: Read + Write>(target: &Target, mut stream: S) -> Result<(String, Timeline)> {
-    let unreachable = |e: std::io::Error| Error::SqlUnreachable { at: target.at(), why: e.to_string() };
-    let odd = |what: &str| Error::SqlRefused { at: target.at(), why: format!("it answered {what}") };
-    let password = target.password.as_ref().map(|p| p.expose().as_bytes().to_vec());
-    let password =
-        || password.clone().ok_or_else(|| Error::SqlPassword { at: target.at(), user: target.user.clone() });
-    let mut out = bytes::BytesMut::new();
-    let parameters =
-        [("user", target.user.as_str()), ("replication", "true"), ("application_name", "pgmahout")];
-    frontend::startup_message(parameters, &mut out).map_err(unreachable)?;
-    stream.write_all(&out).map_err(unreachable)?;
-    let mut input = bytes::BytesMut::new();
-    let mut scram: Option<sasl::ScramSha256> = None;
-    let mut identifier = None;
-    loop {
-        let message = loop {
-            if let Some(message) = backend::Message::parse(&mut input).map_err(unreachable)? {
-                break message;
-            }
-            if input.len() > MESSAGE_LIMIT {
-                return Err(odd("an overlong message"));
-            }
-            let mut buffer = [0u8; 4096];
-            match stream.read(&mut buffer).map_err(unreachable)? {
-                0 => return Err(odd("nothing and closed the connection")),
-                n => input.extend_from_slice(&buffer[..n]),
-            }
-        };
-        out.clear();
-        use backend::Message::*;
-        match message {
-            AuthenticationOk => {}
-            AuthenticationCleartextPassword => {
-                frontend::password_message(&password()?, &mut out).map_err(unreachable)?
-            }
-            AuthenticationMd5Password(body) => {
-                let hash = md5_hash(target.user.as_bytes(), &password()?, body.salt());
-                frontend::password_message(hash.as_bytes(), &mut out).map_err(unreachable)?
-            }
-            AuthenticationSasl(_) => {
-                let state = sasl::ScramSha256::new(&password()?, sasl::ChannelBinding::unsupported());
-                frontend::sasl_initial_response(sasl::SCRAM_SHA_256, state.message(), &mut out)
-                    .map_err(unreachable)?;
-                scram = Some(state);
-            }
-            AuthenticationSaslContinue(body) => {
-                let state = scram.as_mut().ok_or_else(|| odd("SASL out of order"))?;
-                state.update(body.data()).map_err(unreachable)?;
-                frontend::sasl_response(state.message(), &mut out).map_err(unreachable)?;
-            }
-            AuthenticationSaslFinal(body) => {
-                let state = scram.as_mut().ok_or_else(|| odd("SASL out of order"))?;
-                state.finish(body.data()).map_err(unreachable)?;
-            }
-            ReadyForQuery(_) => match identifier {
-                Some(identifier) => return Ok(identifier),
-                None => frontend::query("IDENTIFY_SYSTEM", &mut out).map_err(unreachable)?,
-            },
-            DataRow(row) => {
-                use fallible_iterator::FallibleIterator;
-                // systemid, timeline, xlogpos, dbname
-                let ranges: Vec<_> = row.ranges().collect().map_err(unreachable)?;
-                let text = |i: usize| {
-                    let range = ranges.get(i).cloned().flatten()?;
-                    Some(String::from_utf8_lossy(&row.buffer()[range]).into_owned())
-                };
-                let timeline = text(1).and_then(|t| t.parse().ok()).map(Timeline);
-                let (Some(id), Some(timeline)) = (text(0), timeline) else {
-                    return Err(odd("no system identifier"));
-                };
-                identifier = Some((id, timeline));
-            }
-            ErrorResponse(body) => {
-                use fallible_iterator::FallibleIterator;
-                let (mut code, mut said) = (String::new(), String::new());
-                let mut fields = body.fields();
-                while let Ok(Some(field)) = fields.next() {
-                    let value = String::from_utf8_lossy(field.value_bytes()).into_owned();
-                    match field.type_() {
-                        b'C' => code = value,
-                        b'M' => said = value,
-                        _ => {}
-                    }
-                }
-                return Err(refusal(target, &code, &said, true));
-            }
-            ParameterStatus(_) | BackendKeyData(_) | NoticeResponse(_) | RowDescription(_)
-            | CommandComplete(_) => {}
-            _ => return Err(odd("something that is not PostgreSQL's protocol")),
-        }
-        if !out.is_empty() {
-            stream.write_all(&out).map_err(unreachable)?;
-        }
+/// A raw connection to the database. When it is silent, another connection finds out whether the server still answers.
+pub fn raw(target: &Target) -> Result<Wire> {
+    let parameters = [
+        ("database", target.database.as_str()),
+        ("application_name", "pgmahout"),
+        ("client_encoding", "UTF8"),
+    ];
+    let mut wire = raw_to(target, &parameters, false)?;
+    let target = target.clone();
+    wire.set_look(Box::new(move || Db::connect(&target).map(drop).map_err(|e| e.to_string())));
+    Ok(wire)
+}
+
+/// Connects as a standby would and asks IDENTIFY_SYSTEM; gives the system identifier that the server
+/// says, and its current timeline.
+pub fn check_replication(target: &Target) -> Result<(String, Timeline)> {
+    let parameters = [("replication", "true"), ("application_name", "pgmahout")];
+    let mut wire = raw_to(target, &parameters, true)?;
+    let rows = wire.query("IDENTIFY_SYSTEM").map_err(|fault| wire_error(target, fault, true))?;
+    // systemid, timeline, xlogpos, dbname
+    let text = |i: usize| rows.first()?.get(i)?.clone();
+    match (text(0), text(1).and_then(|t| t.parse().ok())) {
+        (Some(id), Some(timeline)) => Ok((id, Timeline(timeline))),
+        _ => Err(Error::SqlRefused { at: target.at(), why: "it answered no system identifier".into() }),
     }
 }

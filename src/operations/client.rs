@@ -1,6 +1,12 @@
 //! Owns how PostgreSQL's own client programs are told where to connect: by their environment, the password in a file.
 
+use crate::error::{Error, Result};
 use crate::sql::Target;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 /// What libpq would take before, or beside, what it is told here.
@@ -13,6 +19,44 @@ pub fn point(command: &mut Command, target: &Target) {
     }
     command.env("PGHOST", &target.host).env("PGPORT", target.port.to_string());
     command.env("PGUSER", &target.user).env("PGDATABASE", &target.database);
+}
+
+/// A file in memory that a child finds under [`memory_path`] as long as it is open here.
+pub fn memory(name: &'static str) -> Result<File> {
+    let file = memfd_create(name, MFdFlags::empty()).map(File::from).map_err(io::Error::from);
+    let file = file.and_then(|file| {
+        // libpq takes no passfile that others may read.
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        Ok(file)
+    });
+    file.map_err(|source| Error::File { action: "make", path: format!("{name} in memory").into(), source })
+}
+
+/// Where a child finds it.
+pub fn memory_path(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+/// A passfile in memory for the time that a program runs, inherited by it: nothing of it is left behind by a kill, a
+/// full disk does not matter, and two of them are not in each other's way.
+pub struct Passfile(Option<File>);
+
+impl Passfile {
+    /// Writes it, and tells `command` of it.
+    pub fn write(target: &Target, command: &mut Command) -> Result<Passfile> {
+        let Some(text) = passfile(target) else { return Ok(Passfile(None)) };
+        let mut file = memory("pgpass")?;
+        let failed = |source| Error::File { action: "write", path: "a passfile in memory".into(), source };
+        file.write_all(text.as_bytes()).map_err(failed)?;
+        command.env("PGPASSFILE", memory_path(&file));
+        Ok(Passfile(Some(file)))
+    }
+}
+
+impl Drop for Passfile {
+    fn drop(&mut self) {
+        drop(self.0.take());
+    }
 }
 
 /// What stands in a passfile for this server; none where no password is known. libpq looks for a socket in its own

@@ -57,6 +57,43 @@ impl PgVersion {
         self.0 >= num
     }
 
+    // ---- copying tables
+
+    /// `row_security`, and policies (9.5).
+    pub const fn has_row_security(self) -> bool {
+        self.since(90_500)
+    }
+
+    /// Declarative partitions (10).
+    pub const fn has_partitions(self) -> bool {
+        self.since(100_000)
+    }
+
+    /// Partitions by hash (11).
+    pub const fn has_hash_partitions(self) -> bool {
+        self.since(110_000)
+    }
+
+    /// Generated columns (12).
+    pub const fn has_generated_columns(self) -> bool {
+        self.since(120_000)
+    }
+
+    /// Tables that are not heaps (12).
+    pub const fn has_table_access_methods(self) -> bool {
+        self.since(120_000)
+    }
+
+    /// Floats as the shortest text that is exact, where `extra_float_digits` is above 0 (12).
+    pub const fn has_shortest_floats(self) -> bool {
+        self.since(120_000)
+    }
+
+    /// A range of `ctid` is read without the rest of the table (14).
+    pub const fn has_tid_ranges(self) -> bool {
+        self.since(140_000)
+    }
+
     // ---- databases and their checks
 
     /// amcheck's `verify_heapam`, and the program pg_amcheck.
@@ -545,6 +582,13 @@ mod tests {
             ("14", "has_unknown_reltuples", PgVersion::has_unknown_reltuples),
             ("15", "has_locale_provider", PgVersion::has_locale_provider),
             ("16", "has_zstd_archives", PgVersion::has_zstd_archives),
+            ("9.5", "has_row_security", PgVersion::has_row_security),
+            ("10", "has_partitions", PgVersion::has_partitions),
+            ("11", "has_hash_partitions", PgVersion::has_hash_partitions),
+            ("12", "has_generated_columns", PgVersion::has_generated_columns),
+            ("12", "has_table_access_methods", PgVersion::has_table_access_methods),
+            ("12", "has_shortest_floats", PgVersion::has_shortest_floats),
+            ("14", "has_tid_ranges", PgVersion::has_tid_ranges),
             ("17", "has_datlocale", PgVersion::has_datlocale),
             ("17", "has_transaction_timeout", PgVersion::has_transaction_timeout),
             ("10", "names_wal", PgVersion::names_wal),

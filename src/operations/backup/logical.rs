@@ -1,7 +1,8 @@
 //! The bytes of a logical backup: `pg_dump`'s custom format, compressed here, its rows counted as they go by.
 
 use super::super::activity::target;
-use super::super::{Context, client, promote, standby};
+use super::super::client::{self, Passfile};
+use super::super::{Context, promote, standby};
 use super::properties;
 use super::subject::{Options, Subject, Written};
 use super::tools::{self, Tool};
@@ -15,13 +16,8 @@ use crate::process::{self, Finished, Producer};
 use crate::progress::Progress;
 use crate::sql::{Db, Target};
 use crate::store;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{File, Permissions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -164,7 +160,7 @@ fn system_id(db: &mut Db, instance: &Instance) -> Result<SystemId> {
 
 /// Opens the transaction whose snapshot the dump is of, so that what is counted here is what is dumped. It stays
 /// open as long as the session; none where a standby of this version has no way.
-fn export_snapshot(db: &mut Db, from_standby: bool) -> Result<Option<String>> {
+pub fn export_snapshot(db: &mut Db, from_standby: bool) -> Result<Option<String>> {
     let version = db.version;
     db.run("SET statement_timeout = 0")?;
     if version.has_idle_in_transaction_timeout() {
@@ -302,9 +298,10 @@ struct Dump<'a> {
 impl Dump<'_> {
     /// Gives what was dumped and what pg_dump had to say about it.
     fn run(&self, to: &mut dyn Write) -> Result<(Archive, String)> {
-        // Open until pg_dump has ended, which finds it under the same number.
-        let passfile = passfile(self.target)?;
-        let mut producer = Producer::start(self.command(passfile.as_ref()), LIMIT)?;
+        let mut command = self.command();
+        // Until pg_dump has ended.
+        let _passfile = Passfile::write(self.target, &mut command)?;
+        let mut producer = Producer::start(command, LIMIT)?;
         let read = Counted { from: &mut producer.stdout, progress: self.context.progress };
         let mut packer = Packer::new(to, self.compression, self.threads);
         let rewritten =
@@ -333,13 +330,10 @@ impl Dump<'_> {
         }
     }
 
-    fn command(&self, passfile: Option<&File>) -> Command {
+    fn command(&self) -> Command {
         let mut command = Command::new(&self.tool.path);
         client::point(&mut command, self.target);
         command.env_remove("PGOPTIONS").env_remove("PGCLIENTENCODING").env("LC_ALL", "C");
-        if let Some(file) = passfile {
-            command.env("PGPASSFILE", format!("/proc/self/fd/{}", file.as_raw_fd()));
-        }
         command.args(["-Fc", "-Z0", "--no-password"]);
         command.arg(format!("--lock-wait-timeout={}", LOCK_LIMIT.as_millis()));
         if let Some(snapshot) = &self.snapshot {
@@ -366,21 +360,6 @@ impl Dump<'_> {
             Compression::Zstd(_) => Packing::Zstd,
         }
     }
-}
-
-/// The passfile in memory, inherited by the child: nothing of it is left behind by a kill, and a full disk does not
-/// matter.
-fn passfile(target: &Target) -> Result<Option<File>> {
-    let Some(text) = client::passfile(target) else { return Ok(None) };
-    let write = || -> io::Result<File> {
-        let mut file = File::from(memfd_create("pgpass", MFdFlags::empty())?);
-        // libpq takes none that others may read.
-        file.set_permissions(Permissions::from_mode(0o600))?;
-        file.write_all(text.as_bytes())?;
-        Ok(file)
-    };
-    let path = Path::new("a passfile in memory");
-    write().map(Some).map_err(|source| Error::File { action: "write", path: path.into(), source })
 }
 
 struct Counted<'a, R> {

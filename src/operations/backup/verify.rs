@@ -2,7 +2,8 @@
 //! the manifest, looks at the structure of every table and index. What was not looked at is said.
 
 use super::super::Context;
-use super::restore::fill::{self, Filling, Passfile};
+use super::super::client::Passfile;
+use super::restore::fill::{self, Filling};
 use super::restore::{logical, physical, source, swap};
 use super::scratch::Scratch;
 use super::{lock, now, tools};
@@ -186,6 +187,7 @@ fn dump(
         no_owner: false,
         no_tablespaces: true,
         tables,
+        section: None,
     };
     let filled = filling.run(context, &db);
     let compared = filled.and_then(|()| fill::compare(context, &inside, Some(manifest), jobs));
@@ -327,7 +329,7 @@ fn structure(context: Context, target: &Target, databases: &[String], jobs: usiz
         // One that came along may be of an older version, which lacks functions.
         inside.run("ALTER EXTENSION amcheck UPDATE")?;
         match &tool {
-            Some(tool) => amcheck(context, target, tool, database, jobs)?,
+            Some(tool) => amcheck(target, tool, database, jobs)?,
             None => {
                 indexes(&mut inside, server, database)?;
                 tables_without_index(&mut inside, database)?;
@@ -342,10 +344,10 @@ fn structure(context: Context, target: &Target, databases: &[String], jobs: usiz
     })
 }
 
-fn amcheck(context: Context, target: &Target, tool: &tools::Tool, database: &str, jobs: usize) -> Result<()> {
+fn amcheck(target: &Target, tool: &tools::Tool, database: &str, jobs: usize) -> Result<()> {
     let mut command = Command::new(&tool.path);
     super::super::client::point(&mut command, &target.database(database));
-    let _passfile = Passfile::write(context, target, &mut command)?;
+    let _passfile = Passfile::write(target, &mut command)?;
     command.env("LC_ALL", "C").env("PGOPTIONS", "-c lc_messages=C -c statement_timeout=0");
     // The database from the environment: as an argument its name would be a pattern.
     command.env("PGDATABASE", fill::conninfo(database));

@@ -4,10 +4,15 @@
 pub mod check;
 pub mod compare;
 pub mod fill;
+mod large;
 pub mod lock;
 pub mod place;
+mod relay;
+mod schema;
 pub mod source;
 pub mod state;
+mod sums;
+mod units;
 
 use super::Context;
 use super::backup::restore::swap;

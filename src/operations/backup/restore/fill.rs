@@ -1,17 +1,17 @@
 //! Fills a database from an archive of pg_dump by pg_restore, and compares it with what the manifest says. Both
 //! for a restore and for a verification.
 
-use super::super::super::{Context, client};
+use super::super::super::Context;
+use super::super::super::client::{self, Passfile};
 use super::super::tools::Tool;
 use crate::backups::manifest::Manifest;
-use crate::durable;
 use crate::error::{Error, Result};
 use crate::postgres::plan::machine_memory;
 use crate::process;
 use crate::sql::{Db, Target, identifier};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -37,6 +37,17 @@ pub struct Filling<'a> {
     pub no_tablespaces: bool,
     /// Tables with data, as far as that is known: for the progress.
     pub tables: usize,
+    /// Only a part of it.
+    pub section: Option<Section>,
+}
+
+/// A part of an archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    /// All that stands before the rows.
+    PreData,
+    /// Indexes, constraints, triggers and all that stands behind the rows.
+    PostData,
 }
 
 /// A database's name as a connection string: a bare name with `=` in it would be read as one.
@@ -52,7 +63,7 @@ impl Filling<'_> {
     pub fn run(&self, context: Context, server: &Db) -> Result<()> {
         let mut command = Command::new(&self.tool.path);
         client::point(&mut command, self.target);
-        let _passfile = Passfile::write(context, self.target, &mut command)?;
+        let _passfile = Passfile::write(self.target, &mut command)?;
         // Its messages are read here. What a crash of the server would lose is made anew anyway.
         // And the event triggers that come along are not to forbid what comes behind them (REFRESH): in this role they
         // do not run; foreign keys are looked at all the same.
@@ -73,6 +84,17 @@ impl Filling<'_> {
         if self.no_owner {
             command.args(["--no-owner", "--no-acl"]);
         }
+        // What is counted, and how a line begins that tells of one.
+        let (what, things, one) = match self.section {
+            None => ("restore", "tables", "processing data for table "),
+            Some(Section::PreData) => ("schema", "tables", "creating TABLE "),
+            Some(Section::PostData) => ("indexes and constraints", "of them", "creating "),
+        };
+        match self.section {
+            None => {}
+            Some(Section::PreData) => drop(command.arg("--section=pre-data")),
+            Some(Section::PostData) => drop(command.arg("--section=post-data")),
+        }
         if let Some(role) = self.role {
             command.arg(format!("--role={role}"));
         }
@@ -81,10 +103,10 @@ impl Filling<'_> {
         }
         command.arg(format!("--jobs={}", self.jobs)).arg("--dbname").arg(conninfo(&self.target.database));
         command.arg("--").arg(self.archive);
-        context.progress.begin_about("restore", self.tables as u64, "tables");
+        context.progress.begin_about(what, self.tables as u64, things);
         let mut said = Said::default();
         let status = process::run_lines(command, LIMIT, |line| {
-            if line.contains("processing data for table ") {
+            if line.contains(one) {
                 context.progress.add(1);
             }
             context.progress.detail(line);
@@ -111,31 +133,6 @@ fn sorting_memory(meminfo: &str, jobs: usize) -> u64 {
     let available = machine_memory(meminfo).map_or(0, |(_, available)| available);
     // An index build uses it once more for each of its parallel workers, two as a rule.
     ((available / 16 / jobs.max(1) as u64) >> 20).clamp(64, 1024)
-}
-
-/// A passfile for the time that a program runs. What a kill leaves is readable for its owner only, and is written
-/// anew and removed by the next run.
-pub struct Passfile(Option<PathBuf>);
-
-impl Passfile {
-    /// Writes it, and tells `command` of it.
-    pub fn write(context: Context, target: &Target, command: &mut Command) -> Result<Passfile> {
-        let Some(text) = client::passfile(target) else { return Ok(Passfile(None)) };
-        let directory = &context.instance.state_directory;
-        durable::create_private_directory(directory)?;
-        let path = directory.join("restore.pgpass");
-        durable::write(&path, text.as_bytes(), 0o600)?;
-        command.env("PGPASSFILE", &path);
-        Ok(Passfile(Some(path)))
-    }
-}
-
-impl Drop for Passfile {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            let _ = std::fs::remove_file(path);
-        }
-    }
 }
 
 /// What pg_restore says, as far as it matters.

@@ -131,6 +131,7 @@ pub fn run(context: Context, opened: Opened, options: &Options, begin: Instant) 
         no_owner: options.no_owner,
         no_tablespaces: plan.no_tablespaces,
         tables: report.tables,
+        section: None,
     };
     filling.run(context, &db)?;
     drop(archive);
