@@ -153,8 +153,10 @@ impl Platform {
 
     /// Whatever is quoted from now on is without this.
     pub fn hide(&self, secret: &str) {
-        if secret.len() > 3 {
-            self.secrets.borrow_mut().push(secret.to_owned());
+        for secret in [secret.to_owned(), decoded(secret)] {
+            if secret.len() > 3 && !self.secrets.borrow().contains(&secret) {
+                self.secrets.borrow_mut().push(secret);
+            }
         }
     }
 
@@ -522,7 +524,7 @@ impl Platform {
         let deadline = Instant::now() + limit;
         let mut over: Option<(Instant, Error)> = None;
         let mut tail = Tail::default();
-        let mut pause = Duration::from_millis(1);
+        let begun = Instant::now();
         let status = loop {
             let ended = group.child.try_wait().map_err(spawn_error)?;
             tail.read(&stderr, line);
@@ -552,8 +554,8 @@ impl Platform {
                 Some((at, _)) if now >= *at => group.signal(Signal::SIGTERM),
                 _ => {}
             }
-            thread::sleep(pause);
-            pause = (pause * 3 / 2).min(Duration::from_millis(50));
+            // Quick answers are seen quickly.
+            thread::sleep((begun.elapsed() / 8).clamp(Duration::from_millis(1), Duration::from_millis(50)));
         };
         drop(holding);
         tail.end(line);
