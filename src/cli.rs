@@ -107,6 +107,7 @@ enum Command {
     },
     Credentials(credentials::CredentialsArgs),
     Plan(plan::PlanArgs),
+    Migrate(migrate::MigrateArgs),
     /// Show this instance: role, version, timeline, LSN, lag, followers, slots, connections, size
     #[command(after_help = "Examples:\n  pgmahout info\n  pgmahout --json info | jq .following.lag")]
     Info,
@@ -487,13 +488,17 @@ fn dispatch(cli: Cli) -> Result<()> {
         }
         _ => {}
     }
-    let instance = find_instance(&cli)?;
     let voice = match (cli.common.quiet, cli.common.verbose) {
         (true, _) => Voice::Quiet,
         (_, true) => Voice::Verbose,
         _ => Voice::Normal,
     };
     let progress = Progress::new(voice);
+    // The operator's machine has no instance.
+    if let Command::Migrate(args) = &cli.command {
+        return migrate::run(&progress, args, cli.common.json);
+    }
+    let instance = find_instance(&cli)?;
     let context = Context { instance: &instance, progress: &progress };
     let json = cli.common.json;
     match cli.command {
@@ -561,7 +566,7 @@ fn dispatch(cli: Cli) -> Result<()> {
             answer(&fenced);
             Ok(())
         }
-        Command::Completions { .. } | Command::Man { .. } | Command::Source => Ok(()),
+        Command::Completions { .. } | Command::Man { .. } | Command::Source | Command::Migrate(_) => Ok(()),
     }
 }
 

@@ -501,6 +501,43 @@ pub enum Error {
     NoCopy { database: String, id: String, why: &'static str },
     /// A database that is called as a copy is, and is none.
     NotThisCopy { name: String, id: String },
+    // ---- migrate
+    /// Arguments of a migration that make no sense, or name what is not there.
+    MigrateUsage { why: String, hint: String },
+    /// The platform's directory holds something that does not keep the contract.
+    PlatformMisbehaves { platform: String, path: PathBuf, why: String },
+    /// The platform says that it cannot do that. `why` is empty or begins with a colon.
+    PlatformCannot { platform: String, verb: String, why: String },
+    /// A verb of the platform failed; `why` is what it said.
+    PlatformFailed { platform: String, verb: String, why: String, exit: u8 },
+    /// A call took too long and was ended.
+    PlatformSlow { platform: String, verb: String, limit: Duration },
+    /// What should be an agent's answer is none.
+    AgentUnknown { who: String },
+    /// There is no agent.
+    AgentMissing { who: String },
+    /// The agent's instance could not be reached.
+    AgentUnreachable { who: String, why: String },
+    /// The agent ended without a word of its own.
+    AgentFailed { who: String, why: String },
+    /// The app cannot be migrated so.
+    MigrateImpossible { why: String, hint: String },
+    /// It is not done for safety.
+    MigrateRefused { why: String, hint: String },
+    /// A migration of this app runs on this machine. The holder says since when.
+    MigrateRuns { app: String, holder: String },
+    /// An earlier migration of this app has not come to an end.
+    MigrateUnfinished { app: String, id: String, step: String },
+    /// It failed and was undone; `left` names what could not be, and is empty when all was.
+    MigrateUndone { app: String, step: String, cause: Box<Error>, left: Vec<String>, up: bool },
+    /// It failed where it only goes forward, or its way back was stopped.
+    MigrateStopped { app: String, step: String, cause: Box<Error>, forward: bool },
+    /// The way back of one that was done failed, and was undone.
+    MigrateKept { app: String, step: String, cause: Box<Error> },
+    /// The way back could not be gone to its end.
+    MigrateLeft { app: String, left: Vec<String>, exit: u8, up: bool },
+    /// The journal of a migration cannot be read.
+    MigrateJournal { path: PathBuf, why: String },
 }
 
 const INFO_HINT: &str = "run `dotcloud info db.0` and give what it prints, all of it";
@@ -856,13 +893,7 @@ impl Error {
                 format!("{host} runs {}, this machine {ours}", printable(theirs)),
                 "a data directory can only be copied between machines of one architecture",
             ),
-            Error::Relayed { message, exit, .. } => {
-                let exit = [Failed, Usage, Refused, Unreachable, Exit::Interrupted]
-                    .into_iter()
-                    .find(|known| *known as u8 == *exit)
-                    .unwrap_or(Failed);
-                (exit, printable(message), "")
-            }
+            Error::Relayed { message, exit, .. } => (exit_of(*exit), printable(message), ""),
             Error::SourceFailed { host, why } => {
                 (Failed, format!("the agent on {host} failed: {}", printable(why)), "")
             }
@@ -1768,8 +1799,100 @@ impl Error {
                 format!("the database {name} is not of the copy {id}, although it is called so"),
                 "look what it is, and rename or drop it",
             ),
+            // ---- migrate
+            Error::MigrateUsage { why, .. } => (Usage, why.clone(), ""),
+            Error::PlatformMisbehaves { platform, why, .. } => {
+                (Failed, format!("the platform {platform} does not keep its contract: {why}"), "")
+            }
+            Error::PlatformCannot { platform, verb, why } => {
+                (Failed, format!("the platform {platform} cannot do that ({verb}){why}"), "")
+            }
+            Error::PlatformFailed { platform, verb, why, exit } => {
+                (exit_of(*exit), format!("the platform {platform} failed ({verb}): {why}"), "")
+            }
+            Error::PlatformSlow { platform, verb, limit } => (
+                Unreachable,
+                format!("the platform {platform} did not answer within {} seconds ({verb})", limit.as_secs()),
+                "look at it, or raise HERD_PLATFORM_TIMEOUT",
+            ),
+            Error::AgentUnknown { who } => (
+                Failed,
+                format!("what {who} answered is not pgmahout's"),
+                "is its pgmahout the one of this herd?",
+            ),
+            Error::AgentMissing { who } => (
+                Failed,
+                format!("there is no pgmahout on {who}"),
+                "copy target/*/release/pgmahout to its ~/bin",
+            ),
+            Error::AgentUnreachable { who, why } => {
+                let but = if why.is_empty() { String::new() } else { format!(": {why}") };
+                (Unreachable, format!("{who} could not be reached{but}"), "is its machine up?")
+            }
+            Error::AgentFailed { who, why } => (Failed, format!("pgmahout on {who} failed: {why}"), ""),
+            Error::MigrateImpossible { why, .. } => (Failed, why.clone(), ""),
+            Error::MigrateRefused { why, .. } => (Refused, why.clone(), ""),
+            Error::MigrateRuns { app, holder } => (
+                Refused,
+                format!("a migration of {app} runs on this machine: {holder}"),
+                "wait for its end; pgmahout migrate --status shows how far it is",
+            ),
+            Error::MigrateUnfinished { app, id, step } => (
+                Refused,
+                format!("the migration {id} of {app} has not come to its end: {step}"),
+                "--resume goes on, --rollback goes back; --status shows all of it",
+            ),
+            Error::MigrateUndone { app, step, cause, left, up } => (
+                cause.exit(),
+                format!(
+                    "{cause} ({step}); {}",
+                    if left.is_empty() {
+                        format!("all was undone: {app} is as it was")
+                    } else {
+                        left_text(app, left, *up)
+                    }
+                ),
+                "",
+            ),
+            Error::MigrateStopped { app, step, cause, forward } => (
+                cause.exit(),
+                match forward {
+                    true => format!(
+                        "{cause} ({step}); {app} has the new database, and the rest is still to be done"
+                    ),
+                    false => format!("{cause} ({step}); {app} is not as it was yet"),
+                },
+                match forward {
+                    true => "--resume completes it; --rollback goes back to the old database",
+                    false => "--rollback completes the way back; --status shows what is left",
+                },
+            ),
+            Error::MigrateKept { app, step, cause } => (
+                cause.exit(),
+                format!("{cause} ({step}); {app} goes on with the new database, as before"),
+                "",
+            ),
+            Error::MigrateLeft { app, left, exit, up } => {
+                (exit_of(*exit), left_text(app, left, *up), ROLLBACK_HINT)
+            }
+            Error::MigrateJournal { path, why } => (
+                Failed,
+                format!("the journal {} cannot be read: {why}", path.display()),
+                "it is of another version, or damaged; --abandon frees the source without it",
+            ),
         };
         let hint = match self {
+            Error::MigrateUsage { hint, .. }
+            | Error::MigrateImpossible { hint, .. }
+            | Error::MigrateRefused { hint, .. } => hint.clone(),
+            Error::PlatformMisbehaves { path, .. } => {
+                format!("see {} and scripts/platforms/README.md", path.display())
+            }
+            Error::MigrateUndone { left, .. } if !left.is_empty() => ROLLBACK_HINT.to_owned(),
+            Error::MigrateKept { cause, .. } | Error::MigrateUndone { cause, .. } => match &**cause {
+                Error::Interrupted => "begin it again with the same command".to_owned(),
+                cause => cause.hint().unwrap_or_default(),
+            },
             Error::File { source, .. } => file_hint(source).to_owned(),
             Error::LogUnreadable { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 "run pgmahout as the account that runs the server, or let this one read it (log_file_mode = 0640 \
@@ -1905,6 +2028,22 @@ fn file_hint(source: &std::io::Error) -> &'static str {
         std::io::ErrorKind::PermissionDenied => "let this account write there, or run as the one that may",
         _ => "",
     }
+}
+
+/// The exit code of somebody else, as one of ours.
+fn exit_of(code: u8) -> Exit {
+    [Exit::Usage, Exit::Refused, Exit::Unreachable, Exit::Interrupted]
+        .into_iter()
+        .find(|known| *known as u8 == code)
+        .unwrap_or(Exit::Failed)
+}
+
+const ROLLBACK_HINT: &str = "mend that, then --rollback completes the way back; --status shows what is left";
+
+/// What the way back of a migration could not undo.
+fn left_text(app: &str, left: &[String], up: bool) -> String {
+    let state = if up { "is up on its old database" } else { "stays down" };
+    format!("{app} {state}, but not undone: {}", left.join("; "))
 }
 
 /// The end of a server's log, as part of a text.

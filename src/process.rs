@@ -241,6 +241,11 @@ pub fn interrupt() {
     flag().store(true, Ordering::Relaxed);
 }
 
+/// Lowers the flag: what an interrupt stopped is to be undone, which the next interrupt may stop in turn.
+pub fn pardon() {
+    flag().store(false, Ordering::Relaxed);
+}
+
 /// An error once an interrupt has come.
 pub fn check_interrupt() -> Result<()> {
     if flag().load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
@@ -337,6 +342,18 @@ impl<R: Read + Send + 'static> Read for Patient<R> {
         self.at += n;
         Ok(n)
     }
+}
+
+/// When this process began, in the kernel's own ticks since boot; `None` when it is gone or only waits to be reaped.
+/// With its id it names a process for good, as ids are given again.
+pub fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the name, which may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 /// True when a process with this id exists (also one of another account).
