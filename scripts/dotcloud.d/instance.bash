@@ -458,6 +458,24 @@ remove_instance() {
     update 'del(.services[$s].instances[$n])' --arg s "${instance%.*}" --arg n "${instance##*.}"
 }
 
+# side_by_side FUNCTION: of each instance in $chosen; those of a service one after the other, the services at the same time
+side_by_side() {
+    local function=$1 service instance job jobs=() failed=0
+    while read -r service; do
+        [[ -n $service ]] || continue
+        (
+            for instance in "${chosen[@]}"; do
+                [[ ${instance%.*} != "$service" ]] || "$function" "$instance"
+            done
+        ) </dev/null &
+        jobs+=($!)
+    done < <(printf '%s\n' ${chosen[@]+"${chosen[@]%.*}"} | sort -u)
+    for job in ${jobs[@]+"${jobs[@]}"}; do
+        wait "$job" || failed=1
+    done
+    return "$failed"
+}
+
 # What a command that was killed has half made or half removed
 remove_incomplete() {
     local instance left

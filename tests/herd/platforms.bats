@@ -505,7 +505,7 @@ YAML
     fails 69 "processes: worker: it has no restart: command, so this platform cannot do restart" restart
     fails 69 "processes: worker: it has no scale: command" scale www=2 worker=2
     [ "$(pids_of www.0)" = "$before" ]
-    verb processes | grep -qxP 'worker\t0\tunknown'
+    verb processes | grep -qxP 'worker\t0\tstopped'
     sed -i '/^processes:/,$d' "$scene/here/herd.yml"
     [ -z "$(verb processes)" ]
     verb restart

@@ -20,10 +20,12 @@ command_down() {
 }
 
 down_app() {
-    local instance chosen
+    local chosen
     choose_instances "$@"
-    for instance in ${chosen[@]+"${chosen[@]}"}; do
-        say "$app: stopping $instance"
-        stop_instance "$instance" "$stop_timeout"
-    done
+    side_by_side bring_down
+}
+
+bring_down() {
+    say "$app: stopping $1"
+    stop_instance "$1" "$stop_timeout"
 }

@@ -10,7 +10,7 @@
 #   dotcloud restart www worker
 
 command_restart() {
-    local argument chosen service job jobs=() failed=0
+    local argument chosen
     for argument; do
         [[ $argument != -* ]] || usage_error "unknown option $argument; see dotcloud restart --help"
     done
@@ -19,19 +19,5 @@ command_restart() {
     need_account
     lock_app
     choose_instances "$@"
-    while read -r service; do
-        restart_chosen "$service" </dev/null &
-        jobs+=($!)
-    done < <(printf '%s\n' ${chosen[@]+"${chosen[@]%.*}"} | sort -u)
-    for job in ${jobs[@]+"${jobs[@]}"}; do
-        wait "$job" || failed=1
-    done
-    return "$failed"
-}
-
-restart_chosen() {
-    local instance
-    for instance in "${chosen[@]}"; do
-        [[ ${instance%.*} != "$1" ]] || restart_programs "$instance"
-    done
+    side_by_side restart_programs
 }

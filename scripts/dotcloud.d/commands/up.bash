@@ -2,6 +2,9 @@
 # Usage: dotcloud up [SERVICE[.N]... | --all]
 # Summary: start what does not run, for example after a reboot
 #
+# The instances of a service are started one after the other, the services side by
+# side.
+#
 # Only the named services and instances, or all of the application. Without a
 # chosen application (-A, or .dotcloud/config here), or with --all, it does so
 # for all applications.
@@ -17,16 +20,18 @@ command_up() {
 }
 
 up_app() {
-    local instance chosen
+    local chosen
     choose_instances "$@"
-    for instance in ${chosen[@]+"${chosen[@]}"}; do
-        if [[ $(instance_state "$instance") == running ]]; then
-            say "$app: $instance runs"
-        else
-            say "$app: starting $instance"
-        fi
-        start_instance "$instance"
-    done
+    side_by_side bring_up
+}
+
+bring_up() {
+    if [[ $(instance_state "$1") == running ]]; then
+        say "$app: $1 runs"
+    else
+        say "$app: starting $1"
+    fi
+    start_instance "$1"
 }
 
 # for_each_app FUNCTION [SERVICE[.N]... | --all]: in a subshell each, so that an
