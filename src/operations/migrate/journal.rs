@@ -284,6 +284,11 @@ impl Journal {
         self.leg().steps.get(step).map(|record| record.mark).unwrap_or_default()
     }
 
+    /// The mark of a step of the way to the new database.
+    pub fn forward_mark(&self, step: &str) -> Mark {
+        self.forward.steps.get(step).map(|record| record.mark).unwrap_or_default()
+    }
+
     /// Writes it to the disk, whole or not at all.
     pub fn write(&self, directory: &Path) -> Result<()> {
         let text = serde_json::to_vec_pretty(self).expect("plain data");

@@ -483,11 +483,11 @@ fn stop(work: &mut Work, table: &'static [Step], stopped: Stopped) -> Error {
         // Nothing has begun: nobody has to know of it later.
         let path = journal::path(&work.directory, &work.journal.id);
         let _ = std::fs::remove_file(&path);
-        return cause;
+        return *cause;
     }
     if work.journal.kind == Kind::Migration && work.is_past() {
         let _ = work.save();
-        return Error::MigrateStopped { app, step, cause: Box::new(cause), forward: true };
+        return Error::MigrateStopped { app, step, cause, forward: true };
     }
     work.progress.warn(format!("{step}: {cause}; undoing what was done"));
     if let Err(error) = work.enter(State::Undoing) {
@@ -503,7 +503,7 @@ fn stop(work: &mut Work, table: &'static [Step], stopped: Stopped) -> Error {
     if back.left.is_empty() {
         let _ = work.enter(State::Undone);
     }
-    Error::MigrateUndone { app, step, cause: Box::new(cause), left: back.left, up }
+    Error::MigrateUndone { app, step, cause, left: back.left, up }
 }
 
 /// The app runs again, on the database that it had.
@@ -617,17 +617,17 @@ pub fn rollback(progress: &Progress, app: &App, confirm: Option<&str>) -> Result
             work.journal.error = Some(format!("{step}: {cause}"));
             if work.is_past() {
                 let _ = work.save();
-                return Err(Error::MigrateStopped { app, step, cause: Box::new(cause), forward: false });
+                return Err(Error::MigrateStopped { app, step, cause, forward: false });
             }
             if step == "changes" {
                 work.journal.error = None;
                 keep_new(&mut work)?;
-                return Err(cause);
+                return Err(*cause);
             }
             progress.warn(format!("{step}: {cause}; {app} keeps the new database"));
             let _ = work.enter(State::KeepingNew);
             keep_new(&mut work)?;
-            Err(Error::MigrateKept { app, step, cause: Box::new(cause) })
+            Err(Error::MigrateKept { app, step, cause })
         }
     }
 }
@@ -646,7 +646,7 @@ fn keep_new(work: &mut Work) -> Result<()> {
         return Err(Error::MigrateLeft { app, left: back.left, exit: back.exit.unwrap_or(1), up });
     }
     work.journal.back = None;
-    let whole = steps::FORWARD.iter().all(|step| work.journal.mark(step.name) == Mark::Done);
+    let whole = steps::FORWARD.iter().all(|step| work.journal.forward_mark(step.name) == Mark::Done);
     work.enter(if whole { State::Done } else { State::Running })
 }
 

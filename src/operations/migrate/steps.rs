@@ -4,7 +4,7 @@
 use super::Work;
 use super::agents::{is, number, text};
 use super::find;
-use super::journal::{Bound, Hidden, Target, now};
+use super::journal::{Bound, Hidden, Kind, Mark, Target, now};
 use super::way::{Step, Undo, nobody_knows};
 use crate::error::{Error, Result};
 use crate::platform::{Config, Listed, address_of, names_of};
@@ -319,7 +319,7 @@ fn check(work: &mut Work) -> Result<()> {
             });
         }
     }
-    if work.journal.kind == super::journal::Kind::Migration {
+    if work.journal.kind == Kind::Migration {
         let rebound = find::variables(work, &config)?;
         work.journal.rebound = rebound;
         for process in platform.oneoffs()?.unwrap_or_default() {
@@ -583,6 +583,15 @@ fn read_app(work: &mut Work) -> Result<()> {
         true => None,
         false => work.platform.maintenance(None)?,
     };
+    let forward = &work.journal.forward;
+    if work.journal.back.is_some() && work.journal.forward_mark("maintenance-off") != Mark::Done {
+        // It goes back from where it had not come to its end: what is now is not how the app was.
+        let (counts, maintenance) = (forward.counts.clone(), forward.maintenance_was);
+        let leg = work.journal.leg_mut();
+        leg.has_processes = !processes.is_empty();
+        (leg.counts, leg.maintenance_was) = (counts, maintenance);
+        return Ok(());
+    }
     let leg = work.journal.leg_mut();
     leg.has_processes = !processes.is_empty();
     leg.counts = processes.into_iter().filter(|p| p.count > 0).map(|p| (p.name, p.count)).collect();
@@ -769,7 +778,7 @@ fn last_changes(work: &mut Work) -> Result<()> {
     if !work.confirmed {
         return Err(unconfirmed(work, why));
     }
-    if work.journal.mark("scale-down") == super::journal::Mark::Done {
+    if work.journal.mark("scale-down") == Mark::Done {
         work.warn(format!("these writes stay behind: {shown}"));
     }
     Ok(())

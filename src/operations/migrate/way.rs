@@ -41,7 +41,7 @@ pub struct Stopped {
     /// The step's name.
     pub step: &'static str,
     /// Why.
-    pub error: Error,
+    pub error: Box<Error>,
 }
 
 /// How the way back went.
@@ -61,7 +61,7 @@ pub struct Back {
 /// have happened.
 pub fn forward(work: &mut Work, table: &'static [Step]) -> std::result::Result<(), Stopped> {
     for (number, step) in table.iter().enumerate() {
-        let stopped = |error| Stopped { step: step.name, error };
+        let stopped = |error| Stopped { step: step.name, error: Box::new(error) };
         let mark = work.journal.mark(step.name);
         if mark == Mark::Done {
             continue;
