@@ -458,6 +458,13 @@ impl Wire {
     }
 }
 
+impl Drop for Wire {
+    /// Says good-bye, so that the server's log does not complain.
+    fn drop(&mut self) {
+        let _ = self.stream.write(&[b'X', 0, 0, 0, 4]);
+    }
+}
+
 /// The connection, TLS and all.
 fn open(peer: &Peer) -> Result<Stream> {
     if peer.host.starts_with('/') {
