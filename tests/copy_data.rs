@@ -96,8 +96,16 @@ fn dumped(host: &Host, by: &Host, database: &str) -> Vec<String> {
     let noise = ["--", "\\restrict", "\\unrestrict", "SET default_table_access_method"];
     let mut lines: Vec<String> = text
         .lines()
-        .filter(|line| !noise.iter().any(|n| line.starts_with(n)))
-        .map(|line| line.replace("EXECUTE PROCEDURE", "EXECUTE FUNCTION"))
+        .filter(|line| !line.is_empty() && !noise.iter().any(|n| line.starts_with(n)))
+        .map(|line| {
+            // What newer versions write in another way.
+            let line = line.replace("EXECUTE PROCEDURE", "EXECUTE FUNCTION");
+            if line.starts_with(' ') {
+                line.replace("types.", "").replace("z_first.", "").replace("between_them.", "")
+            } else {
+                line
+            }
+        })
         .collect();
     lines.sort();
     lines
@@ -142,7 +150,7 @@ fn odd(host: &Host, database: &str) {
         CREATE TABLE text_floats (id int, m measured, x xml, f float8);
         INSERT INTO floats SELECT g, random() * 10 ^ (g % 600 - 300), random(), ARRAY[random(), NULL, 1e-320] FROM generate_series(1, 2000) g;
         INSERT INTO floats VALUES (-1, 'NaN', '-0', '{}'), (-2, '-Infinity', 'Infinity', '{1e308}'), (-3, 1e-320, 1e-40, NULL);
-        INSERT INTO text_floats SELECT id, ('m' || id, a, ARRAY[b, b / 3]::float4[])::measured, '<a/>', a FROM floats;
+        INSERT INTO text_floats SELECT id, ('m' || id, a, ARRAY[b, b / 3]::float4[])::measured, NULL, a FROM floats;
         CREATE TABLE "odd ""schema'"."täble = 'x'" ("cölumn ""1""" bytea, "select" timestamptz DEFAULT now());
         INSERT INTO "odd ""schema'"."täble = 'x'" VALUES ('\x00ff', '2020-01-01'), (NULL, NULL);
         CREATE TABLE nothing (); INSERT INTO nothing DEFAULT VALUES; INSERT INTO nothing DEFAULT VALUES;
@@ -231,6 +239,13 @@ fn round_trip(from: Pg, to: Pg) {
     let (from, to) = (host(&site, "db.0", from), host(&site, "db.1", to));
     odd(&from, "shop");
     to.exec("CREATE ROLE clerk; CREATE ROLE \"the \"\"Reader\"\"\"");
+    // The 18 of the tests knows no XML.
+    if to.pg.major < 18 {
+        from.exec_in(
+            "shop",
+            "UPDATE text_floats SET x = '<a/>'; UPDATE types SET k = '<b c=\"d\">ü</b>' WHERE id % 2 = 0",
+        );
+    }
     let secret = Argv::watch(&from.password);
     let filled = filled(&from, "shop", &to);
     assert_eq!(secret.seen(), Vec::<String>::new());
@@ -255,7 +270,14 @@ fn round_trip(from: Pg, to: Pg) {
     let (before, after) = (dumped(&from, &to, "shop"), dumped(&to, &to, "shop"));
     let lost: Vec<_> = before.iter().filter(|line| !after.contains(line)).take(10).collect();
     let new: Vec<_> = after.iter().filter(|line| !before.contains(line)).take(10).collect();
-    assert!(before == after, "lost {lost:#?}, new {new:#?}");
+    let at = before.iter().zip(&after).position(|(a, b)| a != b);
+    assert!(
+        before == after,
+        "lost {lost:#?}, new {new:#?}, {} and {} lines, first {:?}",
+        before.len(),
+        after.len(),
+        at.map(|at| (&before[at], &after[at]))
+    );
     assert!(before.len() > 6000);
     assert_eq!(float_bits(&from, "shop"), float_bits(&to, "shop"));
     for rows in [
@@ -268,8 +290,8 @@ fn round_trip(from: Pg, to: Pg) {
         to.column("shop", "SELECT matviewname || ispopulated::text FROM pg_matviews ORDER BY 1"),
         ["a_emptyfalse", "a_hiddentrue", "a_secondtrue", "z_firsttrue"]
     );
-    assert_eq!(to.one_in("shop", "SELECT * FROM a_hidden"), "2");
-    assert_eq!(to.one_in("shop", "SELECT count(*) FROM a_second"), "2");
+    assert_eq!(to.one_in("shop", "SELECT * FROM a_hidden"), "3");
+    assert_eq!(to.one_in("shop", "SELECT count(*) FROM a_second"), "3");
     assert_eq!(to.one_in("shop", "SELECT nextval('tickets')::text || nextval('moved')"), "7942");
     assert_ne!(to.one_in("shop", "SELECT reltuples FROM pg_class WHERE relname = 'types'"), "-1");
     // A hole takes no room.
@@ -482,14 +504,16 @@ fn an_ordinary_role_gives_all_to_another() {
     let site = Site::new();
     let (from, to) = (host(&site, "db.0", Pg::embedded("11")), host(&site, "db.1", Pg::debian15()));
     from.exec(&format!("CREATE ROLE app LOGIN PASSWORD '{}'", from.password.replace('\'', "''")));
-    from.exec("CREATE ROLE other; CREATE DATABASE shop OWNER app TEMPLATE template0");
+    from.exec("CREATE ROLE other");
+    from.exec("CREATE DATABASE shop OWNER app TEMPLATE template0");
     from.exec_in(
         "shop",
         "SET ROLE app; CREATE TABLE t (id serial, a text); INSERT INTO t (a) VALUES ('x'); GRANT SELECT ON t TO other; \
          SELECT lo_from_bytea(5, '\\x01'); GRANT SELECT ON LARGE OBJECT 5 TO other; \
          CREATE MATERIALIZED VIEW m AS SELECT * FROM t; ALTER TABLE t ENABLE ROW LEVEL SECURITY",
     );
-    to.exec("CREATE ROLE owner; GRANT CREATE ON DATABASE postgres TO owner; CREATE DATABASE shop OWNER owner TEMPLATE template0");
+    to.exec("CREATE ROLE owner");
+    to.exec("CREATE DATABASE shop OWNER owner TEMPLATE template0");
     let source = Target { user: "app".into(), ..target(&from, "shop") };
     let filled = try_fill(&source, &to, "shop", Some("owner")).unwrap();
     compared(&to, "shop", &filled.sums).unwrap();
@@ -506,6 +530,7 @@ fn an_ordinary_role_gives_all_to_another() {
 fn rows_of_an_extension_are_the_users() {
     let site = Site::new();
     let directory = site.directory.join("share");
+    account().mkdir(&directory, 0o755);
     account().mkdir(&directory.join("extension"), 0o755);
     let at = |name: &str| directory.join("extension").join(name);
     account().write(
@@ -522,9 +547,7 @@ fn rows_of_an_extension_are_the_users() {
         0o644,
     );
     let path = format!("{}:$system", directory.display());
-    let build = |name: &str| {
-        site.host(name).pg(full18()).setting("extension_control_path", &format!("'{path}'")).build()
-    };
+    let build = |name: &str| site.host(name).pg(full18()).setting("extension_control_path", &path).build();
     let (from, to) = (build("db.0"), build("db.1"));
     create(&from, "shop", "UTF8");
     from.exec_in(
