@@ -296,7 +296,7 @@ impl Wire {
                 CopyOutResponse(_) | CopyInResponse(_) => return Ok(()),
                 ErrorResponse(body) => {
                     let fault = server_error(&body);
-                    self.finish()?;
+                    let _ = self.finish();
                     return Err(fault);
                 }
                 ReadyForQuery(_) => return Err(Fault::Odd("no COPY")),
