@@ -296,7 +296,7 @@ impl Wire {
                 CopyOutResponse(_) | CopyInResponse(_) => return Ok(()),
                 ErrorResponse(body) => {
                     let fault = server_error(&body);
-                    self.finish()?;
+                    let _ = self.finish();
                     return Err(fault);
                 }
                 ReadyForQuery(_) => return Err(Fault::Odd("no COPY")),
@@ -455,6 +455,13 @@ impl Wire {
         let mut bytes = BytesMut::from(&here[..length]);
         self.start += length;
         backend::Message::parse(&mut bytes).map_err(lost)
+    }
+}
+
+impl Drop for Wire {
+    /// Says good-bye, so that the server's log does not complain.
+    fn drop(&mut self) {
+        let _ = self.stream.write(&[b'X', 0, 0, 0, 4]);
     }
 }
 

@@ -117,6 +117,11 @@ fn hash(tally: &mut Tally, oid: u32, offset: i64, bytes: &[u8]) {
     tally.add_hash(hasher.finish_128());
 }
 
+/// The begin of a longer one, and nothing but zeros: it need not be written.
+fn is_hole(first: &[u8]) -> bool {
+    first.len() == FIRST as usize && first.iter().all(|byte| *byte == 0)
+}
+
 fn copy(from: &mut Db, mut to: Option<&mut (Db, &Filling)>, batch: &Batch) -> Result<(Tally, u64)> {
     let sql = "SELECT o, lo_get(o, 0, $2) FROM unnest($1::oid[]) AS u(o)";
     let rows = from.rows(sql, &[&batch.oids, &FIRST])?;
@@ -125,7 +130,9 @@ fn copy(from: &mut Db, mut to: Option<&mut (Db, &Filling)>, batch: &Batch) -> Re
     if let Some((to, filling)) = &mut to {
         let owner = filling.owner.unwrap_or(&batch.owner);
         to.run(&format!("BEGIN; SET LOCAL ROLE {}", identifier(owner)))?;
-        let (oids, bytes): (Vec<u32>, Vec<&[u8]>) = firsts.iter().copied().unzip();
+        let put =
+            |(oid, first): &(u32, &'_ [u8])| (*oid, if is_hole(first) { Vec::new() } else { first.to_vec() });
+        let (oids, bytes): (Vec<u32>, Vec<Vec<u8>>) = firsts.iter().map(put).unzip();
         let sql = "SELECT count(lo_from_bytea(o, b)) FROM unnest($1::oid[], $2::bytea[]) AS u(o, b)";
         to.rows(sql, &[&oids, &bytes])?;
     }
@@ -135,7 +142,7 @@ fn copy(from: &mut Db, mut to: Option<&mut (Db, &Filling)>, batch: &Batch) -> Re
         if first.len() < FIRST as usize {
             continue;
         }
-        let (mut offset, mut hole) = (i64::from(FIRST), false);
+        let (mut offset, mut hole) = (i64::from(FIRST), is_hole(first));
         loop {
             let sql = "SELECT lo_get($1, $2, $3)";
             let row = from.rows(sql, &[&oid, &offset, &WINDOW])?;
@@ -149,8 +156,10 @@ fn copy(from: &mut Db, mut to: Option<&mut (Db, &Filling)>, batch: &Batch) -> Re
                 let zeros = bytes.iter().all(|byte| *byte == 0);
                 // A hole stays one, but for the byte that makes its end the object's.
                 if !zeros {
-                    to.rows("SELECT lo_put($1, $2, $3) IS NULL", &[&oid, &offset, &bytes])?;
-                } else if is_last && !(bytes.is_empty() && !hole) {
+                    let at = bytes.iter().position(|byte| *byte != 0).unwrap_or(0);
+                    let (begin, rest) = (offset + at as i64, &bytes[at..]);
+                    to.rows("SELECT lo_put($1, $2, $3) IS NULL", &[&oid, &begin, &rest])?;
+                } else if is_last && (hole || !bytes.is_empty()) {
                     let last = offset + bytes.len() as i64 - 1;
                     to.rows("SELECT lo_put($1, $2, $3) IS NULL", &[&oid, &last, &[0u8].as_slice()])?;
                 }
