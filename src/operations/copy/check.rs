@@ -43,6 +43,14 @@ impl Here {
         let old = swap::old(&mut db, database)?;
         Ok(Here { target, db, database: database.into(), old })
     }
+
+    /// Connects again where the connection, idle for hours, has broken.
+    pub fn wake(&mut self) -> Result<()> {
+        if !self.db.is_alive() {
+            self.db = swap::maintenance(&self.target, &self.database)?;
+        }
+        Ok(())
+    }
 }
 
 /// The database that is to be filled, as it is now.

@@ -63,14 +63,10 @@ impl Lock {
     }
 
     fn refusal(self, database: &str) -> Error {
-        Error::MigrationLocked {
-            database: database.into(),
-            is_done: self.is_done(),
-            id: self.id,
-            app: self.app,
-            by: self.by,
-            since: self.since,
-        }
+        let is_done = self.is_done();
+        let Lock { id, app, by, since, .. } = self;
+        let whose = format!("{id} of {app}, which {by} began at {since}");
+        Error::MigrationLocked { database: database.into(), whose, is_done }
     }
 }
 
