@@ -5,6 +5,7 @@ pub mod check;
 pub mod compare;
 pub mod fill;
 pub mod lock;
+pub mod look;
 pub mod place;
 pub mod source;
 pub mod state;
