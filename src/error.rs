@@ -481,8 +481,8 @@ pub enum Error {
     SourceUrl { why: String },
     /// The source does not accept the URL's password.
     SourcePassword { at: String, user: String },
-    /// Another migration has the source.
-    MigrationLocked { database: String, id: String, app: String, by: String, since: String, is_done: bool },
+    /// Another migration has the source: its id, app, who and since when as part of a sentence.
+    MigrationLocked { database: String, whose: String, is_done: bool },
     /// Another process is about to change the lock, or waits for the source's clients.
     MigrationBusy { database: String, by: String, limit: Duration },
     /// What needs the lock is asked for without it.
@@ -1729,20 +1729,17 @@ impl Error {
                 format!("PostgreSQL of {at} does not accept the password of {user}"),
                 "is the URL still the right one?",
             ),
-            Error::MigrationLocked { database, id, app, by, since, is_done: false } => (
+            Error::MigrationLocked { database, whose, is_done: false } => (
                 Refused,
-                format!(
-                    "{database} is locked by the migration {id} of {app}, which {by} began at {since} and did not \
-                     complete"
-                ),
+                format!("{database} is locked by the migration {whose} and did not complete"),
                 "there, --resume completes it and --rollback undoes it; when that machine is lost, --abandon makes the \
                  database writable again and takes the lock away",
             ),
-            Error::MigrationLocked { database, id, app, by, since, is_done: true } => (
+            Error::MigrationLocked { database, whose, is_done: true } => (
                 Refused,
                 format!(
-                    "{database} is the old database of the migration {id} of {app}, which {by} began at {since}; it is \
-                     complete, and the data is in the new database"
+                    "{database} is the old database of the migration {whose}; it is complete, and the data is in the new \
+                     database"
                 ),
                 "there, --rollback goes back; --abandon makes this database writable again and takes the lock away",
             ),

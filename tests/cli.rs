@@ -28,7 +28,7 @@ fn help_is_there_for_everything() {
         assert!(text.contains("Usage: pgmahout"), "{text}");
         assert!(text.contains("Example"), "{command} --help has no example");
     }
-    for hidden in ["source", "fence"] {
+    for hidden in ["source", "fence", "copy-part"] {
         assert!(
             !help.lines().any(|line| line.trim_start().starts_with(hidden)),
             "{hidden} is shown:\n{help}"

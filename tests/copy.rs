@@ -160,6 +160,15 @@ fn a_look_tells_what_it_is_and_shows_no_password() {
         (&seen["application"], &seen["user"], &seen["state"]),
         (&"rails".into(), &"app".into(), &"idle".into())
     );
+    // An operator's machine has no server.
+    let bare = site.directory.join("bare");
+    host.account.mkdir(&bare, 0o755);
+    let mut command = host.command(binary());
+    command.env("HOME", &bare).env_remove("PGDATA").current_dir(&bare).args(["--json", "copy-part", "look"]);
+    let elsewhere =
+        start(command, "a look from elsewhere".into(), Some(app_url(&host).into_bytes())).wait().json();
+    assert_eq!(elsewhere["database"], "shop");
+    assert_eq!(std::fs::read_dir(&bare).unwrap().count(), 0);
     let wrong = url_as(&host, "app", "wrong+secret", "shop");
     let output = part(&host, &wrong, &["look"]).run().fails(
         4,

@@ -7,8 +7,9 @@ use crate::operations::Context;
 use crate::operations::copy::check::{self, Checked, Here, Wishes};
 use crate::operations::copy::compare::{Change, Compared};
 use crate::operations::copy::lock::{self, Done, Lock, Quiet};
+use crate::operations::copy::look::{self, Look};
 use crate::operations::copy::place::{self, Cleared, Placed, amount};
-use crate::operations::copy::source::{self, Look};
+use crate::operations::copy::source;
 use crate::operations::copy::{self, Options, Report};
 use crate::process;
 use crate::progress::{bytes_text, duration_text};
@@ -302,7 +303,7 @@ pub fn run_part(context: Context, args: PartArgs, json: bool) -> Result<()> {
         place::lock(context, &format!("copy-part {action} {id}"))
     };
     match &args.action {
-        Action::Look => show(json, &source::look(&from()?)?, look_text),
+        Action::Look => show(json, &look::look(&from()?)?, look_text),
         Action::Lock { id, note } => show(json, &lock::lock(context, &from()?, &id.id, note)?, lock_text),
         Action::Quiesce { id, wait, terminate } => {
             let quiet = lock::quiesce(context, &from()?, &id.id, Duration::from_secs(*wait), *terminate)?;

@@ -4,8 +4,7 @@ use super::super::backup::restore::logical::{check_superuser, holds};
 use super::super::backup::restore::swap::{self, Old};
 use super::super::backup::tools;
 use super::super::{Context, primary};
-use super::lock::SCHEMA;
-use super::source::{self, Source};
+use super::source::{self, SCHEMA, Source};
 use crate::backups::manifest::Needs;
 use crate::durable;
 use crate::error::{Error, Result};
@@ -42,6 +41,14 @@ impl Here {
         }
         let old = swap::old(&mut db, database)?;
         Ok(Here { target, db, database: database.into(), old })
+    }
+
+    /// Connects again where the connection, idle for hours, has broken.
+    pub fn wake(&mut self) -> Result<()> {
+        if !self.db.is_alive() {
+            self.db = swap::maintenance(&self.target, &self.database)?;
+        }
+        Ok(())
     }
 }
 

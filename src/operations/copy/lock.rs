@@ -1,16 +1,13 @@
 //! Owns what a migration does to its source: the lock, which is a schema of one table in it, and that nobody writes.
 
 use super::super::Context;
-use super::source::{self, Session};
+use super::source::{self, SCHEMA, Session};
 use crate::error::{Error, Result};
 use crate::process;
 use crate::sql::{Db, Target, identifier, literal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
-
-/// The schema that is the lock. It is never copied.
-pub const SCHEMA: &str = "pgmahout_migration";
 
 /// The key of the advisory lock of whoever changes the lock or waits for clients: "pgmh", "migr".
 const KEYS: (i32, i32) = (0x7067_6d68, 0x6d69_6772);
@@ -63,14 +60,10 @@ impl Lock {
     }
 
     fn refusal(self, database: &str) -> Error {
-        Error::MigrationLocked {
-            database: database.into(),
-            is_done: self.is_done(),
-            id: self.id,
-            app: self.app,
-            by: self.by,
-            since: self.since,
-        }
+        let is_done = self.is_done();
+        let Lock { id, app, by, since, .. } = self;
+        let whose = format!("{id} of {app}, which {by} began at {since}");
+        Error::MigrationLocked { database: database.into(), whose, is_done }
     }
 }
 

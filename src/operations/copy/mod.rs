@@ -6,6 +6,7 @@ pub mod compare;
 pub mod fill;
 mod large;
 pub mod lock;
+pub mod look;
 pub mod place;
 mod relay;
 mod schema;
@@ -165,7 +166,7 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
     let id = swap::unique();
     let outcome = all(context, from, &mut here, &id, &mut report, jobs);
     // What has its place is no copy any more; what has not is of no use.
-    let dropped = swap::drop_copy(&mut here.db, &database, &id);
+    let dropped = here.wake().and_then(|()| swap::drop_copy(&mut here.db, &database, &id));
     let forgotten = state::forget(context, &id);
     outcome?;
     dropped?;

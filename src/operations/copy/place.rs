@@ -134,10 +134,6 @@ pub fn make(
     (state.filled, state.read_at) = (filled, Some(now()));
     state.write(context, id)?;
     new.leave();
-    // The connection may have been idle for hours.
-    if !here.db.is_alive() {
-        here.db = swap::maintenance(&here.target, &here.database)?;
-    }
     Ok(report)
 }
 
@@ -233,6 +229,7 @@ pub fn replace(context: Context, here: &mut Here, id: &str) -> Result<Placed> {
 }
 
 fn put(context: Context, here: &mut Here, mut new: New) -> Result<Placed> {
+    here.wake()?;
     let tied = swap::tied(&mut here.db, &here.database)?;
     if !tied.is_empty() {
         return Err(Error::DatabaseTied { database: here.database.clone(), by: tied });
@@ -360,7 +357,7 @@ fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

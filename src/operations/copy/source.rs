@@ -1,12 +1,14 @@
 //! Owns what is asked of a copy's source: its URL, what it is, who is in it.
 
-use super::lock::{self, Lock, SCHEMA};
 use crate::blurb::DatabaseUrl;
 use crate::error::{Error, Result};
 use crate::postgres::log::mask_passwords;
 use crate::sql::{Db, Target, literal};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
+
+/// The schema that is the lock of a migration. It is never copied.
+pub const SCHEMA: &str = "pgmahout_migration";
 
 /// What error texts call it.
 const LABEL: &str = "the source";
@@ -117,35 +119,6 @@ impl Session {
             (None, _) => text,
         }
     }
-}
-
-/// Everything about a source.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Look {
-    /// What it is.
-    #[serde(flatten)]
-    pub source: Source,
-    /// Sessions of others in it.
-    pub sessions: Vec<Session>,
-    /// Roles that own something in it or are granted something; predefined ones left out.
-    pub roles: Vec<String>,
-    /// Extensions, `plpgsql` left out.
-    pub extensions: Vec<String>,
-    /// The lock of a migration.
-    pub lock: Option<Lock>,
-}
-
-/// Looks at it, and changes nothing.
-pub fn look(source: &Target) -> Result<Look> {
-    let mut db = connect(source)?;
-    let db = &mut db;
-    Ok(Look {
-        source: facts(db)?,
-        sessions: sessions(db)?,
-        roles: roles(db)?.into_iter().filter(|role| !role.has_only_public).map(|role| role.name).collect(),
-        extensions: extensions(db)?,
-        lock: lock::read(db)?,
-    })
 }
 
 /// What a source is.
