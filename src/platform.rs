@@ -496,6 +496,8 @@ impl Platform {
             .args(arguments)
             .env("HERD_APP", &self.app)
             .env_remove("HERD_WHAT")
+            // A target that is attached while it is empty is not what the app is to use.
+            .env("HERD_ATTACH_ONLY", "yes")
             .stdin(Stdio::piped())
             .stdout(stdout.try_clone().map_err(spawn_error)?)
             .stderr(stderr.try_clone().map_err(spawn_error)?)

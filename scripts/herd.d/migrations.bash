@@ -92,7 +92,7 @@ migrate() {
     find_local_agent
     directory=$(cd "$platform_directory" && pwd)
     # Its own calls of herd are for the same app and platform; they attach, and decide nothing
-    export HERD_APP=$app HERD_PLATFORM=$directory/ HERD_ATTACH_ONLY=yes
+    export HERD_APP=$app HERD_PLATFORM=$directory/
     rm -rf -- "$work"
     trap - EXIT INT TERM HUP
     exec "$local_agent" ${json:+--json} migrate --platform "$directory" --herd "$program_file" --app "$app" \
