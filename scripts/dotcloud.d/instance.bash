@@ -294,6 +294,8 @@ start_instance() {
         if ! log=$(as_account "$directory/home" "$supervisord_program" -c "$directory/home/supervisord.conf" 2>&1 </dev/null); then
             die "supervisord of $instance does not start: ${log%%$'\n'*}"
         fi
+        # A program counts as running after a second; each question before that costs a start of Python
+        sleep 1
     fi
     wait_until_ready "$instance"
 }
@@ -458,18 +460,20 @@ remove_instance() {
     update 'del(.services[$s].instances[$n])' --arg s "${instance%.*}" --arg n "${instance##*.}"
 }
 
-# side_by_side FUNCTION: of each instance in $chosen; those of a service one after the other, the services at the same time
+# side_by_side FUNCTION [each]: of each instance in $chosen; those of a service one after the other, so that it goes on
+# meanwhile, and the services at the same time; with "each" all, as many at a time as make sense
 side_by_side() {
-    local function=$1 service instance job jobs=() failed=0
-    while read -r service; do
-        [[ -n $service ]] || continue
+    local function=$1 group instance job jobs=() failed=0
+    while read -r group; do
+        [[ -n $group ]] || continue
+        while (($(jobs -rp | wc -l) >= 8)); do sleep 0.05; done
         (
             for instance in "${chosen[@]}"; do
-                [[ ${instance%.*} != "$service" ]] || "$function" "$instance"
+                [[ $instance != "$group" && ${instance%.*} != "$group" ]] || "$function" "$instance"
             done
         ) </dev/null &
         jobs+=($!)
-    done < <(printf '%s\n' ${chosen[@]+"${chosen[@]%.*}"} | sort -u)
+    done < <(printf '%s\n' ${chosen[@]+"${chosen[@]}"} | if [[ -n ${2:-} ]]; then cat; else sed 's/\.[^.]*$//' | sort -u; fi)
     for job in ${jobs[@]+"${jobs[@]}"}; do
         wait "$job" || failed=1
     done

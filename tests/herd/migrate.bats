@@ -120,35 +120,37 @@ END
     as_before
 }
 
-# killed_new NAME NUMBER WHEN NEXT: while a database is made for it
-killed_new() {
-    plan "$1" "$2" "$3" kill
-    migrate --from DATABASE_URL --as jade
-    [ "$status" = 137 ] && happened || return 1
-    plan none 0 before true
-    migrate "$4" --confirm shop
+# go_back_from_new: the new database, which the app uses by now, is left and removed
+go_back_from_new() {
+    at=$(herd config:get HEROKU_POSTGRESQL_JADE_URL | sed 's/.*@//')
+    eventually app_writes_to "$at"
+    nothing_is_missing_in "$(platform instances | cut -f 1 | tail -n 1)"
+    [ "$(platform instances | wc -l)" = 3 ] || return 1
+    migrate --rollback --confirm shop
     [ "$status" = 0 ] || return 1
-    if [ "$4" = --resume ]; then
-        eventually app_writes_to "$(herd config:get HEROKU_POSTGRESQL_JADE_URL | sed 's/.*@//')"
-        nothing_is_missing_in "$(platform instances | cut -f 1 | tail -n 1)"
-        [ "$(platform instances | wc -l)" = 3 ] || return 1
-        at=$(herd config:get HEROKU_POSTGRESQL_JADE_URL | sed 's/.*@//')
-        migrate --rollback --confirm shop
-        [ "$status" = 0 ] || return 1
-        give_up_writes_of "$at"
-        herd addons:remove JADE --confirm shop
-    fi
+    give_up_writes_of "$at"
+    herd addons:remove JADE --confirm shop
     as_before
 }
 
 @test "killed while a new database is made and attached: no instance is forgotten" {
-    for next in --resume --rollback; do
-        for when in before in after; do
-            echo "# ---- provision $when, $next"
-            killed_new provision 1 "$when" "$next"
-            echo "# ---- attaching $when, $next"
-            killed_new config-set 1 "$when" "$next"
-        done
+    for when in "before in" after; do
+        printf 'provision 1\nconfig-set 1\n' >"$scene/recorded"
+        # shellcheck disable=SC2086 # words
+        chain "--from DATABASE_URL --as jade" "--resume" $when
+        go_back_from_new
+    done
+    for what in "provision 1 in" "provision 1 after" "config-set 1 in" "config-set 1 after"; do
+        echo "# ---- $what, --rollback"
+        # shellcheck disable=SC2086 # words
+        plan $what kill
+        migrate --from DATABASE_URL --as jade
+        [ "$status" = 137 ]
+        happened
+        plan none 0 before true
+        migrate --rollback --confirm shop
+        [ "$status" = 0 ]
+        as_before
     done
 }
 
@@ -170,7 +172,10 @@ interrupted() {
 }
 
 @test "Ctrl-C at each step leaves the app as it was" {
-    each_case interrupted before in
+    record --from DATABASE_URL --to SILVER
+    moved
+    go_back
+    each_case interrupted in
 }
 
 @test "Ctrl-C on a terminal" {

@@ -50,59 +50,55 @@ rolled_back() {
     each_case rolled_back after
 }
 
-# way_back NAME NUMBER WHEN: the way back of one that was nearly through is killed there, and gone again
-way_back() {
+# What a rollback changes becomes the table of cases
+record_rollback() {
+    plan none 0 before true
+    migrate --rollback "$@"
+    cp "$cut/calls" "$scene/recorded"
+    [ "$status" = 0 ]
+}
+
+nearly_through() {
     plan config-set 1 after kill
     to_silver
-    [ "$status" = 137 ] && happened || return 1
-    plan "$1" "$2" "$3" kill
-    migrate --rollback
-    [ "$status" = 137 ] && happened || return 1
-    plan none 0 before true
-    migrate --rollback
-    [ "$status" = 0 ] || return 1
-    nobody_wrote_to "$new_at" && as_before
+    [ "$status" = 137 ] && happened
 }
 
 @test "the way back is killed before, in and after each of its steps" {
-    plan config-set 1 after kill
-    to_silver
-    [ "$status" = 137 ]
-    plan none 0 before true
-    migrate --rollback
-    [ "$status" = 0 ]
-    cp "$cut/calls" "$scene/recorded"
+    nearly_through
+    record_rollback
     as_before
-    each_case way_back before in after
+    nearly_through
+    chain "--rollback" "--rollback" before in
+    as_before
+    nearly_through
+    chain "--rollback" "--rollback" after
+    nobody_wrote_to "$new_at"
+    as_before
 }
 
-# way_back_after_success NAME NUMBER WHEN
-way_back_after_success() {
+# What the app wrote meanwhile is given up
+through() {
     plan none 0 before true
     to_silver
-    [ "$status" = 0 ] || return 1
+    [ "$status" = 0 ]
     eventually app_writes_to "$new_at"
-    plan "$1" "$2" "$3" kill
-    migrate --rollback --confirm shop
-    [ "$status" = 137 ] && happened || return 1
-    plan none 0 before true
-    migrate --rollback --confirm shop
-    [ "$status" = 0 ] || return 1
+}
+
+all_is_back() {
     give_up_writes_of "$new_at"
     empty_target
     as_before
 }
 
-@test "after success the way back is killed in and after each of its steps" {
-    plan none 0 before true
-    to_silver
-    [ "$status" = 0 ]
-    plan none 0 before true
-    migrate --rollback --confirm shop
-    [ "$status" = 0 ]
-    cp "$cut/calls" "$scene/recorded"
-    give_up_writes_of "$new_at"
-    empty_target
-    as_before
-    each_case way_back_after_success in after
+@test "after success the way back is killed before, in and after each of its steps" {
+    through
+    record_rollback --confirm shop
+    all_is_back
+    through
+    chain "--rollback --confirm shop" "--rollback --confirm shop" before in
+    all_is_back
+    through
+    chain "--rollback --confirm shop" "--rollback --confirm shop" after
+    all_is_back
 }

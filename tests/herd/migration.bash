@@ -242,7 +242,7 @@ cases() {
     local name number when seen=" "
     while read -r name number; do
         if [[ $name =~ $looks ]]; then
-            [[ $name == run:* && $seen != *" $name "* ]] || continue
+            [[ " $* " == *" in "* && $name == run:* && $seen != *" $name "* ]] || continue
             seen+="$name "
             printf '%s %s in\n' "$name" "$number"
         else
@@ -262,4 +262,30 @@ each_case() {
         # shellcheck disable=SC2086 # three words
         "$function" $line || { echo "# failed: $line" && return 1; }
     done
+}
+
+# chain "ARGUMENT..." "ARGUMENT..." WHEN...: pg:migrate with the first arguments, killed, and gone on with the second ones,
+# killed again at the next case of the table, and so on to its end: whoever goes on comes through the step at which the last
+# one was killed. (A call that came to its end is not made again, so "in" and "after" are not for one chain.)
+chain() {
+    local name when seen=" " words next
+    read -r -a words <<<"$1"
+    read -r -a next <<<"$2"
+    shift 2
+    while read -r name _; do
+        [[ ! $name =~ $looks && $seen != *" $name "* ]] || continue
+        seen+="$name "
+        for when; do
+            [[ "$name $when" == *"${CASE:-}"* ]] || continue
+            echo "# ---- $name $when ($SECONDS s)"
+            plan "$name" 1 "$when" kill
+            migrate "${words[@]}"
+            [[ $status == 137 ]] && happened || { echo "# failed: $name $when" && return 1; }
+            words=("${next[@]}")
+        done
+    done <"$scene/recorded"
+    [[ $seen != " " ]]
+    plan none 0 before true
+    migrate "${next[@]}"
+    [[ $status == 0 ]]
 }

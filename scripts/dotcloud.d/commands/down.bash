@@ -22,7 +22,7 @@ command_down() {
 down_app() {
     local chosen
     choose_instances "$@"
-    side_by_side bring_down
+    side_by_side bring_down each
 }
 
 bring_down() {

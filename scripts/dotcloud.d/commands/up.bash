@@ -22,7 +22,7 @@ command_up() {
 up_app() {
     local chosen
     choose_instances "$@"
-    side_by_side bring_up
+    side_by_side bring_up each
 }
 
 bring_up() {
