@@ -1,7 +1,7 @@
 //! Owns SQL to a server: connecting with a limit, one error text per way it can be refused, and the
 //! check that a *replication* connection is let in, which ordinary SQL cannot ask.
 
-use crate::blurb::Secret;
+use crate::blurb::{Secret, Tls};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::postgres::version::PgVersion;
@@ -28,6 +28,8 @@ pub struct Target {
     pub password: Option<Secret>,
     /// Database.
     pub database: String,
+    /// Whether it may be without TLS.
+    pub tls: Tls,
     /// Limit for the connection.
     pub timeout: Duration,
 }
@@ -42,6 +44,7 @@ impl Target {
             user: instance.user.clone(),
             password: instance.password()?,
             database: "postgres".into(),
+            tls: Tls::default(),
             timeout: instance.connect_timeout,
         };
         // A rotation was interrupted: which of the two passwords is in force only the server can say.
@@ -98,6 +101,9 @@ impl Db {
             .connect_timeout(target.timeout)
             .keepalives_idle(Duration::from_secs(15))
             .tcp_user_timeout(Duration::from_secs(60));
+        if target.tls.is_required() {
+            config.ssl_mode(postgres::config::SslMode::Require);
+        }
         if let Some(password) = &target.password {
             config.password(password.expose());
         }
@@ -248,6 +254,10 @@ fn connection_error(target: &Target, error: &postgres::Error) -> Error {
         None if chain(error).contains("password missing") => {
             refusal(target, "28P01", "no password is known", false)
         }
+        None if chain(error).contains("server does not support TLS") => Error::SqlRefused {
+            at: target.at(),
+            why: "it offers no TLS, which the URL's sslmode requires".into(),
+        },
         None => {
             let why = chain(error);
             let why = why.strip_prefix("error connecting to server: ").unwrap_or(&why).to_owned();
@@ -288,6 +298,7 @@ fn raw_to(target: &Target, parameters: &[(&str, &str)], replication: bool) -> Re
         port: target.port,
         user: target.user.clone(),
         password: target.password.clone(),
+        tls: target.tls,
         timeout: target.timeout,
     };
     Wire::connect(&peer, parameters).map_err(|fault| wire_error(target, fault, replication))
