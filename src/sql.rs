@@ -72,7 +72,8 @@ impl Target {
 
 /// A connection.
 pub struct Db {
-    client: Client,
+    /// None only while it is dropped.
+    client: Option<Client>,
     label: String,
     /// The server's version.
     pub version: PgVersion,
@@ -119,11 +120,16 @@ impl Db {
             Err(_) => return Err(Error::SqlSilent { at: target.at(), limit: target.timeout }),
         };
         let client = outcome.map_err(|e| connection_error(target, &e))?;
-        let mut db = Db { client, label: target.label.clone(), version: PgVersion::from_num(0) };
+        let mut db =
+            Db { client: Some(client), label: target.label.clone(), version: PgVersion::from_num(0) };
         let number: String = db.value("SELECT current_setting('server_version_num')", &[])?;
         db.version = PgVersion::from_num(number.parse().unwrap_or(0));
         db.run("SET statement_timeout = '60s'")?;
         Ok(db)
+    }
+
+    fn client(&mut self) -> &mut Client {
+        self.client.as_mut().expect("it is there until the connection is dropped")
     }
 
     /// libssh2 leaves what it tried in vain (an OpenSSH key read as PEM) in this thread's OpenSSL error queue,
@@ -146,18 +152,20 @@ impl Db {
     /// Runs statements that return nothing.
     pub fn run(&mut self, sql: &str) -> Result<()> {
         self.forget_others_errors();
-        self.client.batch_execute(sql).map_err(|e| self.error(&e))
+        let outcome = self.client().batch_execute(sql);
+        outcome.map_err(|e| self.error(&e))
     }
 
     /// All rows.
     pub fn rows(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         self.forget_others_errors();
-        self.client.query(sql, parameters).map_err(|e| self.error(&e))
+        let outcome = self.client().query(sql, parameters);
+        outcome.map_err(|e| self.error(&e))
     }
 
     /// As [`Db::rows`], for what may take long: an interrupt cancels it on the server.
     pub fn rows_interruptible(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
-        let token = self.client.cancel_token();
+        let token = self.client().cancel_token();
         let (done, is_done) = std::sync::mpsc::channel::<()>();
         let watcher = std::thread::spawn(move || {
             // Until the other end is dropped.
@@ -180,7 +188,8 @@ impl Db {
     /// The one row of a query that returns exactly one.
     pub fn row(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row> {
         self.forget_others_errors();
-        self.client.query_one(sql, parameters).map_err(|e| self.error(&e))
+        let outcome = self.client().query_one(sql, parameters);
+        outcome.map_err(|e| self.error(&e))
     }
 
     /// The first column of the one row.
@@ -213,7 +222,23 @@ impl Db {
     /// True while the connection works.
     pub fn is_alive(&mut self) -> bool {
         self.forget_others_errors();
-        self.client.is_valid(Duration::from_secs(5)).is_ok()
+        self.client().is_valid(Duration::from_secs(5)).is_ok()
+    }
+}
+
+/// The good-bye of a connection may take so long.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+impl Drop for Db {
+    /// The client waits for the answers that are still to come, from a peer that is silent for ever.
+    fn drop(&mut self) {
+        let Some(client) = self.client.take() else { return };
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            drop(client);
+            let _ = done.send(());
+        });
+        let _ = is_done.recv_timeout(GOODBYE);
     }
 }
 
