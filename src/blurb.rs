@@ -645,14 +645,42 @@ pub struct DatabaseUrl {
     pub port: u16,
     /// Database; that of the user's name where it has none.
     pub database: String,
+    /// What its `sslmode` asks for.
+    pub tls: Tls,
+}
+
+/// What is asked of a connection to PostgreSQL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tls {
+    /// TLS where the server offers it: libpq's `prefer`; `disable` and `allow` too.
+    #[default]
+    Preferred,
+    /// No connection without TLS: `require`.
+    Required,
+    /// `verify-ca`, `verify-full`: no connection without TLS; the certificate is not looked at.
+    Unverified,
+}
+
+impl Tls {
+    /// A connection without is not to be used.
+    pub fn is_required(self) -> bool {
+        self != Tls::Preferred
+    }
 }
 
 /// What libpq would take from behind the `?` in place of what stands before it.
 const LEADING_ELSEWHERE: &[&str] =
     &["dbname", "host", "hostaddr", "options", "passfile", "password", "port", "service", "user"];
 
-/// libpq's values of `sslmode`. All are accepted: TLS is used where the server offers it.
-const SSL_MODES: &[&str] = &["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
+/// libpq's values of `sslmode`.
+const SSL_MODES: &[(&str, Tls)] = &[
+    ("disable", Tls::Preferred),
+    ("allow", Tls::Preferred),
+    ("prefer", Tls::Preferred),
+    ("require", Tls::Required),
+    ("verify-ca", Tls::Unverified),
+    ("verify-full", Tls::Unverified),
+];
 
 impl DatabaseUrl {
     /// Reads it.
@@ -676,12 +704,14 @@ impl DatabaseUrl {
         };
         let behind =
             rest[at.map_or(0, |at| at + 1)..].split_once('?').map_or("", |(_, parameters)| parameters);
+        let mut tls = Tls::default();
         for (name, value) in behind.split('&').filter_map(|parameter| parameter.split_once('=')) {
             if LEADING_ELSEWHERE.contains(&name) {
                 return Err("says behind the \"?\" where it leads to or as whom");
             }
-            if name == "sslmode" && !SSL_MODES.contains(&value) {
-                return Err("has an sslmode that libpq does not know");
+            if name == "sslmode" {
+                let known = SSL_MODES.iter().find(|(mode, _)| *mode == value);
+                tls = known.ok_or("has an sslmode that libpq does not know")?.1;
             }
         }
         let user = url.user.ok_or("has no user")?;
@@ -691,6 +721,7 @@ impl DatabaseUrl {
             port: url.port.unwrap_or(5432),
             database: url.database.unwrap_or_else(|| user.clone()),
             user,
+            tls,
         })
     }
 }
@@ -1097,6 +1128,14 @@ mod tests {
             ("postgres://me:secret@h/d\u{7}", "has a control character"),
         ] {
             assert_eq!(DatabaseUrl::parse(text).unwrap_err(), why, "{text}");
+        }
+        for (parameters, tls) in [
+            ("", Tls::Preferred),
+            ("?sslmode=prefer", Tls::Preferred),
+            ("?pool=5&sslmode=require", Tls::Required),
+            ("?sslmode=verify-full&sslrootcert=x", Tls::Unverified),
+        ] {
+            assert_eq!(DatabaseUrl::parse(&format!("postgres://me@h/d{parameters}")).unwrap().tls, tls);
         }
         let shown = format!("{:?}", DatabaseUrl::parse("postgres://me:secret@h/d").unwrap());
         assert!(!shown.contains("secret"), "{shown}");

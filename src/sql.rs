@@ -1,7 +1,7 @@
 //! Owns SQL to a server: connecting with a limit, one error text per way it can be refused, and the
 //! check that a *replication* connection is let in, which ordinary SQL cannot ask.
 
-use crate::blurb::Secret;
+use crate::blurb::{Secret, Tls};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::postgres::version::PgVersion;
@@ -28,6 +28,8 @@ pub struct Target {
     pub password: Option<Secret>,
     /// Database.
     pub database: String,
+    /// Whether it may be without TLS.
+    pub tls: Tls,
     /// Limit for the connection.
     pub timeout: Duration,
 }
@@ -42,6 +44,7 @@ impl Target {
             user: instance.user.clone(),
             password: instance.password()?,
             database: "postgres".into(),
+            tls: Tls::default(),
             timeout: instance.connect_timeout,
         };
         // A rotation was interrupted: which of the two passwords is in force only the server can say.
@@ -69,7 +72,8 @@ impl Target {
 
 /// A connection.
 pub struct Db {
-    client: Client,
+    /// None only while it is dropped.
+    client: Option<Client>,
     label: String,
     /// The server's version.
     pub version: PgVersion,
@@ -98,6 +102,9 @@ impl Db {
             .connect_timeout(target.timeout)
             .keepalives_idle(Duration::from_secs(15))
             .tcp_user_timeout(Duration::from_secs(60));
+        if target.tls.is_required() {
+            config.ssl_mode(postgres::config::SslMode::Require);
+        }
         if let Some(password) = &target.password {
             config.password(password.expose());
         }
@@ -113,11 +120,16 @@ impl Db {
             Err(_) => return Err(Error::SqlSilent { at: target.at(), limit: target.timeout }),
         };
         let client = outcome.map_err(|e| connection_error(target, &e))?;
-        let mut db = Db { client, label: target.label.clone(), version: PgVersion::from_num(0) };
+        let mut db =
+            Db { client: Some(client), label: target.label.clone(), version: PgVersion::from_num(0) };
         let number: String = db.value("SELECT current_setting('server_version_num')", &[])?;
         db.version = PgVersion::from_num(number.parse().unwrap_or(0));
         db.run("SET statement_timeout = '60s'")?;
         Ok(db)
+    }
+
+    fn client(&mut self) -> &mut Client {
+        self.client.as_mut().expect("it is there until the connection is dropped")
     }
 
     /// libssh2 leaves what it tried in vain (an OpenSSH key read as PEM) in this thread's OpenSSL error queue,
@@ -140,18 +152,20 @@ impl Db {
     /// Runs statements that return nothing.
     pub fn run(&mut self, sql: &str) -> Result<()> {
         self.forget_others_errors();
-        self.client.batch_execute(sql).map_err(|e| self.error(&e))
+        let outcome = self.client().batch_execute(sql);
+        outcome.map_err(|e| self.error(&e))
     }
 
     /// All rows.
     pub fn rows(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         self.forget_others_errors();
-        self.client.query(sql, parameters).map_err(|e| self.error(&e))
+        let outcome = self.client().query(sql, parameters);
+        outcome.map_err(|e| self.error(&e))
     }
 
     /// As [`Db::rows`], for what may take long: an interrupt cancels it on the server.
     pub fn rows_interruptible(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
-        let token = self.client.cancel_token();
+        let token = self.client().cancel_token();
         let (done, is_done) = std::sync::mpsc::channel::<()>();
         let watcher = std::thread::spawn(move || {
             // Until the other end is dropped.
@@ -174,7 +188,8 @@ impl Db {
     /// The one row of a query that returns exactly one.
     pub fn row(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row> {
         self.forget_others_errors();
-        self.client.query_one(sql, parameters).map_err(|e| self.error(&e))
+        let outcome = self.client().query_one(sql, parameters);
+        outcome.map_err(|e| self.error(&e))
     }
 
     /// The first column of the one row.
@@ -207,7 +222,23 @@ impl Db {
     /// True while the connection works.
     pub fn is_alive(&mut self) -> bool {
         self.forget_others_errors();
-        self.client.is_valid(Duration::from_secs(5)).is_ok()
+        self.client().is_valid(Duration::from_secs(5)).is_ok()
+    }
+}
+
+/// The good-bye of a connection may take so long.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+impl Drop for Db {
+    /// The client waits for the answers that are still to come, from a peer that is silent for ever.
+    fn drop(&mut self) {
+        let Some(client) = self.client.take() else { return };
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            drop(client);
+            let _ = done.send(());
+        });
+        let _ = is_done.recv_timeout(GOODBYE);
     }
 }
 
@@ -248,6 +279,10 @@ fn connection_error(target: &Target, error: &postgres::Error) -> Error {
         None if chain(error).contains("password missing") => {
             refusal(target, "28P01", "no password is known", false)
         }
+        None if chain(error).contains("server does not support TLS") => Error::SqlRefused {
+            at: target.at(),
+            why: "it offers no TLS, which the URL's sslmode requires".into(),
+        },
         None => {
             let why = chain(error);
             let why = why.strip_prefix("error connecting to server: ").unwrap_or(&why).to_owned();
@@ -288,6 +323,7 @@ fn raw_to(target: &Target, parameters: &[(&str, &str)], replication: bool) -> Re
         port: target.port,
         user: target.user.clone(),
         password: target.password.clone(),
+        tls: target.tls,
         timeout: target.timeout,
     };
     Wire::connect(&peer, parameters).map_err(|fault| wire_error(target, fault, replication))

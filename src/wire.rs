@@ -2,7 +2,7 @@
 //! do, a replication connection and the relay of COPY. The messages are those of PostgreSQL's manual, "Message
 //! Formats".
 
-use crate::blurb::Secret;
+use crate::blurb::{Secret, Tls};
 use crate::process;
 use bytes::BytesMut;
 use fallible_iterator::FallibleIterator;
@@ -31,6 +31,8 @@ pub struct Peer {
     pub user: String,
     /// Its password.
     pub password: Option<Secret>,
+    /// Whether it may be without TLS.
+    pub tls: Tls,
     /// Limit for the connection.
     pub timeout: Duration,
 }
@@ -87,7 +89,7 @@ const MESSAGE_LIMIT: usize = 1 << 20;
 /// As much is read at once.
 const BUFFER: usize = 256 << 10;
 
-/// TLS as libpq's `sslmode=prefer`: used where the server offers it, without checking the certificate.
+/// TLS as libpq's `sslmode=prefer` and `require`: without checking the certificate.
 pub fn connector() -> std::result::Result<SslConnector, openssl::error::ErrorStack> {
     let mut builder = SslConnector::builder(SslMethod::tls_client())?;
     builder.set_verify(SslVerifyMode::NONE);
@@ -326,13 +328,7 @@ impl Wire {
 
     /// Waits until more is buffered.
     pub fn read_more(&mut self) -> Result<()> {
-        if self.start > 0 {
-            self.input.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-        }
-        if self.end == self.input.len() {
-            self.input.resize(self.end * 2, 0);
-        }
+        self.make_room();
         let begin = Instant::now();
         let mut looked = begin;
         loop {
@@ -344,6 +340,16 @@ impl Wire {
                 }
                 Err(e) => self.waited(e, begin, &mut looked)?,
             }
+        }
+    }
+
+    fn make_room(&mut self) {
+        if self.start > 0 {
+            self.input.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        if self.end == self.input.len() {
+            self.input.resize(self.end * 2, 0);
         }
     }
 
@@ -416,6 +422,7 @@ impl Wire {
             return Ok(());
         }
         if has_said {
+            self.make_room();
             match self.stream.read(&mut self.input[self.end..]) {
                 Ok(0) => return Err(Fault::Lost("it closed the connection".into())),
                 Ok(n) => self.end += n,
@@ -501,7 +508,10 @@ fn secure(peer: &Peer, mut stream: TcpStream) -> Result<Stream> {
     let mut answer = [0u8];
     stream.read_exact(&mut answer).map_err(silent)?;
     if answer[0] != b'S' {
-        return Ok(Stream::Tcp(stream));
+        return match peer.tls.is_required() {
+            true => Err(Fault::Lost("the server does not support TLS, and sslmode requires it".into())),
+            false => Ok(Stream::Tcp(stream)),
+        };
     }
     let tls = |e: &dyn fmt::Display| Fault::Lost(e.to_string());
     let mut configuration = connector().and_then(|connector| connector.configure()).map_err(|e| tls(&e))?;

@@ -941,3 +941,81 @@ fn all_of_it_at_once() {
     );
     assert!(json["compared"].is_object() && json["checked"]["source"]["version"].is_string(), "{json}");
 }
+
+/// With what only a superuser may own, what cannot be dropped with its database, and what is no part of it.
+#[test]
+fn what_is_tied_to_more_than_the_database() {
+    let site = Site::new();
+    let (from, to) = (source(&site, "db.0", Pg::debian15()), target(&site, Pg::debian15()));
+    from.exec_in(
+        "shop",
+        "CREATE EXTENSION postgres_fdw; CREATE FUNCTION ev() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; \
+         CREATE EVENT TRIGGER ev ON ddl_command_end EXECUTE FUNCTION ev(); CREATE PUBLICATION p FOR ALL TABLES; \
+         CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 dbname=x' PUBLICATION p WITH (connect = false, slot_name = 'other')",
+    );
+    from.exec("ALTER DATABASE shop SET search_path = 'secret-value'");
+    adorn(&to);
+    let from_url = url(&from, "shop");
+    let step = |action: &[&str]| {
+        let all: Vec<&str> =
+            action[..1].iter().chain(&["shop", "--id", ID]).chain(&action[1..]).copied().collect();
+        json(&to, &from_url, &all)
+    };
+    let filled = step(&["fill", "--no-owner"]);
+    let warnings = filled["warnings"].to_string();
+    assert!(
+        warnings.contains("shop does not have it: search_path;") && !warnings.contains("secret-value"),
+        "{warnings}"
+    );
+    // It is filled anew, and dropped beside the database and in its place.
+    step(&["fill", "--no-owner"]);
+    step(&["compare"]);
+    step(&["place"]);
+    let owners = "SELECT concat_ws(' ', (SELECT fdwowner::regrole FROM pg_foreign_data_wrapper), \
+        (SELECT evtowner::regrole FROM pg_event_trigger), (SELECT relowner::regrole FROM pg_class WHERE relname = 'orders'), \
+        (SELECT subenabled FROM pg_subscription))";
+    assert_eq!(to.one_in("shop", owners), "dotcloud dotcloud owner f");
+    assert_eq!(step(&["clear"])["dropped"], serde_json::json!(["shop"]));
+    no_leftovers_of_copies(&to);
+    assert_eq!(to.one("SELECT count(*) FROM pg_subscription"), "0");
+}
+
+/// A table that somebody has locked for long, and a check that says more than there are rows.
+#[test]
+fn who_waits_can_be_interrupted() {
+    let site = Site::new();
+    let (from, to) = (source(&site, "db.0", Pg::debian15()), target(&site, Pg::debian15()));
+    from.exec_in(
+        "shop",
+        "CREATE FUNCTION loud(int) RETURNS bool LANGUAGE plpgsql AS \
+         $$BEGIN RAISE NOTICE '%', repeat('n', 300); RETURN true; END$$; \
+         SET client_min_messages = error; CREATE TABLE t (a int CHECK (loud(a))); \
+         INSERT INTO t SELECT generate_series(1, 100000)",
+    );
+    let mut client = session(&from, "app", SECRET);
+    client.batch_execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").unwrap();
+    let running = to.agent(&["copy", "--no-owner"]).stdin(url(&from, "shop")).spawn();
+    until("it waits for the table", 30, || {
+        from.one("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") == "1"
+    });
+    let begin = Instant::now();
+    running.signal(Signal::SIGINT);
+    assert_eq!(running.wait().code, 5);
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    no_leftovers_of_copies(&to);
+    drop(client);
+    let begin = Instant::now();
+    to.agent(&["copy", "--no-owner"]).stdin(url(&from, "shop")).run().ok();
+    assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
+
+    // Without TLS nothing is said to a server that has none.
+    let required = url(&from, "shop").replace("sslmode=prefer", "sslmode=require");
+    part(&to, &required, &["look"]).run().fails(
+        4,
+        &format!(
+            "PostgreSQL of the source (127.0.0.1:{}) refuses: it offers no TLS, which the URL's sslmode requires",
+            from.port
+        ),
+        "",
+    );
+}

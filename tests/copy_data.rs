@@ -30,6 +30,7 @@ fn target_at(host: &Host, database: &str, port: u16) -> Target {
         user: host.superuser.clone(),
         password: Some(Secret::new(host.password.clone())),
         database: database.into(),
+        tls: Default::default(),
         timeout: Duration::from_secs(5),
     }
 }

@@ -19,6 +19,9 @@ pub fn point(command: &mut Command, target: &Target) {
     }
     command.env("PGHOST", &target.host).env("PGPORT", target.port.to_string());
     command.env("PGUSER", &target.user).env("PGDATABASE", &target.database);
+    if target.tls.is_required() {
+        command.env("PGSSLMODE", "require").env_remove("PGSSLROOTCERT");
+    }
 }
 
 /// A file in memory that a child finds under [`memory_path`] as long as it is open here.

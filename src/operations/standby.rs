@@ -301,6 +301,7 @@ pub fn primary_target(instance: &Instance, conninfo: &Conninfo, label: &str) -> 
         user: conninfo.get("user").unwrap_or(&instance.user).to_owned(),
         password,
         database: "postgres".into(),
+        tls: Default::default(),
         timeout: instance.connect_timeout.min(Duration::from_secs(3)),
     }))
 }

@@ -179,6 +179,7 @@ impl Scratch {
             user: context.instance.user.clone(),
             password: None,
             database: "postgres".into(),
+            tls: Default::default(),
             timeout: context.instance.connect_timeout,
         }
     }

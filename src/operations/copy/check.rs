@@ -6,6 +6,7 @@ use super::super::backup::tools;
 use super::super::{Context, primary};
 use super::source::{self, SCHEMA, Source};
 use crate::backups::manifest::Needs;
+use crate::blurb::Tls;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::postgres::version::PgVersion;
@@ -115,12 +116,19 @@ pub fn examine(context: Context, from: &Target, here: &mut Here, wishes: Wishes)
         found.problem(format!("it is the same database, {}", source::describe(from)), "give another target");
         return Err(found.error(&source.database));
     }
+    if from.tls == Tls::Unverified {
+        found.warnings.push(format!(
+            "the certificate of {} is not looked at, whatever its URL's sslmode says: the connection is encrypted",
+            source::describe(from)
+        ));
+    }
     found.versions(context, theirs, here.db.version);
     let holds = there.holds.clone().filter(|_| !wishes.replaces);
     found.extensions(&mut db, here)?;
     let owner = found.roles(&mut db, from, here, wishes)?;
     found.readable(&mut db, from)?;
     found.tablespaces(&mut db)?;
+    found.settings(&mut db, &source.database, here)?;
     let needs = swap::old(&mut db, &source.database)?.map(|old| old.needs).unwrap_or_default();
     found.locale(&needs, here);
     let tied = swap::tied(&mut here.db, &here.database)?;
@@ -321,6 +329,35 @@ impl Found {
             self.warnings.push(format!(
                 "all goes to the database's own tablespace; in the source some is in {}",
                 spaces.join(", ")
+            ));
+        }
+        Ok(())
+    }
+
+    /// What is set for the database, or for a role in it, does not go along: an app may not work without its search_path.
+    fn settings(&mut self, db: &mut Db, database: &str, here: &mut Here) -> Result<()> {
+        let read = |db: &mut Db, name: &str| -> Result<Vec<(Option<String>, String)>> {
+            let sql = "SELECT rolname::text, said FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase \
+                 LEFT JOIN pg_roles r ON r.oid = setrole, unnest(setconfig) said WHERE datname = $1 \
+                 AND said !~ '^(default_transaction_read_only=|pgmahout\\.)' ORDER BY 1 NULLS FIRST, 2";
+            Ok(db.rows(sql, &[&name])?.iter().map(|row| (row.get(0), row.get(1))).collect())
+        };
+        let there = read(&mut here.db, &here.database)?;
+        let mut missing = Vec::new();
+        for one in read(db, database)?.iter().filter(|one| !there.contains(one)) {
+            // The value may be a secret.
+            let name = one.1.split('=').next().unwrap_or_default();
+            missing.push(match &one.0 {
+                Some(role) => format!("{name} (of {role})"),
+                None => name.to_owned(),
+            });
+        }
+        if !missing.is_empty() {
+            self.warnings.push(format!(
+                "what is set for the database {database} itself does not go along, and {} does not have it: {}; \
+                 ALTER DATABASE ... SET gives it",
+                here.database,
+                missing.join(", ")
             ));
         }
         Ok(())

@@ -3,7 +3,7 @@
 use super::super::Context;
 use super::super::backup::restore::fill::{Filling, Section};
 use super::relay::{self, Rows};
-use super::schema::{LOCK_LIMIT, Schema};
+use super::schema::Schema;
 use super::units::{self, Form, Name, SCHEMAS, Table, said_name, sql_name};
 use super::{SequenceValue, Sums, large, sums};
 use crate::error::{Error, Result};
@@ -151,11 +151,10 @@ fn alike(list: &[Table], forms: &mut [Form]) {
 
 /// So that no table is dropped or emptied before its rows are read.
 fn lock(db: &mut Db, list: &[Table]) -> Result<()> {
-    db.run(&format!("SET LOCAL lock_timeout = {}", LOCK_LIMIT.as_millis()))?;
     for part in list.chunks(100) {
         process::check_interrupt()?;
         let names: Vec<String> = part.iter().map(|table| format!("ONLY {}", sql_name(&table.name))).collect();
-        db.run(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", ")))?;
+        db.rows_interruptible(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", ")), &[])?;
     }
     Ok(())
 }

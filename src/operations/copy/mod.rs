@@ -166,7 +166,7 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
     let id = swap::unique();
     let outcome = all(context, from, &mut here, &id, &mut report, jobs);
     // What has its place is no copy any more; what has not is of no use.
-    let dropped = here.wake().and_then(|()| swap::drop_copy(&mut here.db, &database, &id));
+    let dropped = here.wake().and_then(|()| swap::drop_copy(&mut here.db, &here.target, &database, &id));
     let forgotten = state::forget(context, &id);
     outcome?;
     dropped?;

@@ -72,7 +72,7 @@ pub fn fill(
     }
     // Its room is needed.
     state::forget(context, id)?;
-    swap::drop_copy(&mut here.db, &here.database, id)?;
+    swap::drop_copy(&mut here.db, &here.target, &here.database, id)?;
     let checked = check::examine(context, from, here, wishes)?;
     make(context, from, here, id, &checked, jobs, true)
 }
@@ -196,7 +196,7 @@ pub struct Placed {
 /// The copy takes the database's place, which must be empty. When it has it already, this only completes it.
 pub fn place(context: Context, here: &mut Here, id: &str) -> Result<Placed> {
     if is_placed(here, id)? {
-        swap::drop_replaced(&mut here.db, &here.database, id)?;
+        swap::drop_replaced(&mut here.db, &here.target, &here.database, id)?;
         return Ok(Placed {
             database: here.database.clone(),
             placed: true,
@@ -275,7 +275,7 @@ pub struct Cleared {
 
 /// Drops the copy; where it has the database's place, an empty one gets that, with the encoding and locale of before.
 pub fn clear(context: Context, here: &mut Here, id: &str) -> Result<Cleared> {
-    let mut dropped = swap::drop_copy(&mut here.db, &here.database, id)?;
+    let mut dropped = swap::drop_copy(&mut here.db, &here.target, &here.database, id)?;
     if let Some(old) = here.old.clone()
         && is_placed(here, id)?
     {
@@ -293,7 +293,8 @@ pub fn clear(context: Context, here: &mut Here, id: &str) -> Result<Cleared> {
         properties.settings.retain(|setting| setting.name != MARK);
         context.progress.step(format!("emptying {}", here.database));
         swap::swap(context, &mut here.db, &mut new, Some(&old), properties)?;
-        dropped.extend(swap::drop_replaced(&mut here.db, &here.database, id)?.map(|_| here.database.clone()));
+        let replaced = swap::drop_replaced(&mut here.db, &here.target, &here.database, id)?;
+        dropped.extend(replaced.map(|_| here.database.clone()));
     }
     state::forget(context, id)?;
     Ok(Cleared { database: here.database.clone(), cleared: true, dropped })
@@ -328,7 +329,7 @@ pub fn sweep(context: Context, here: &mut Here) -> Result<Vec<String>> {
         if !copy.is_ours || mark(&mut here.db, &copy.name)?.is_some() {
             continue;
         }
-        swap::drop_database(&mut here.db, &copy.name)?;
+        swap::drop_filled(&mut here.db, &here.target, &copy.name)?;
         state::forget(context, &copy.id)?;
         dropped.push(copy.name);
     }

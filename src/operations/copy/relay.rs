@@ -183,8 +183,11 @@ pub fn writing(version: PgVersion) -> String {
 }
 
 fn settings(version: PgVersion) -> String {
+    // Notices of a function in a CHECK are read by nobody, and would fill the way back until nothing goes forth.
     let mut sql = String::from(
         "SET statement_timeout = 0; SET DateStyle = ISO; SET IntervalStyle = postgres; SET lc_monetary = 'C'; \
+         SET client_min_messages = error; SET xmloption = content; SET array_nulls = on; \
+         SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'idle_session_timeout'; \
          SELECT pg_catalog.set_config('search_path', '', false); ",
     );
     if version.has_idle_in_transaction_timeout() {

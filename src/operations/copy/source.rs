@@ -26,6 +26,7 @@ pub fn target(url: &str, timeout: Duration) -> Result<Target> {
         user: url.user,
         password: url.password,
         database: url.database,
+        tls: url.tls,
         timeout,
     })
 }
@@ -215,22 +216,40 @@ pub struct Role {
 /// pinned), so what is owned is asked for itself.
 pub fn roles(db: &mut Db) -> Result<Vec<Role>> {
     let lock = literal(SCHEMA);
+    // Whoever makes an extension owns what is in it.
+    let unbound = |catalog: &str| {
+        format!("AND oid NOT IN (SELECT objid FROM members WHERE classid = '{catalog}'::regclass)")
+    };
+    let publications = match db.version.has_partitions() {
+        // Of the same version.
+        true => "UNION SELECT pubowner FROM pg_publication ",
+        false => "",
+    };
     let sql = format!(
         "WITH ours AS (SELECT oid FROM pg_namespace WHERE nspname = {lock} \
          UNION ALL SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = {lock} \
          UNION ALL SELECT t.oid FROM pg_type t JOIN pg_namespace n ON n.oid = typnamespace WHERE nspname = {lock}), \
-         needed AS (SELECT refobjid AS role FROM pg_shdepend, pg_database d WHERE refclassid = 'pg_authid'::regclass \
+         members AS (SELECT classid, objid FROM pg_depend WHERE deptype = 'e' \
+         UNION SELECT 'pg_extension'::regclass, oid FROM pg_extension), \
+         needed AS (SELECT refobjid AS role FROM pg_shdepend s, pg_database d WHERE refclassid = 'pg_authid'::regclass \
          AND d.datname = current_database() AND dbid = d.oid AND objid NOT IN (SELECT oid FROM ours) \
+         AND s.deptype <> 'i' AND NOT (s.deptype = 'o' AND (classid, objid) IN (SELECT classid, objid FROM members)) \
          UNION SELECT relowner FROM pg_class WHERE oid >= 16384 AND oid NOT IN (SELECT oid FROM ours) \
-         AND relpersistence <> 't' AND relkind NOT IN ('t', 'i', 'I') \
+         AND relpersistence <> 't' AND relkind NOT IN ('t', 'i', 'I') {0} \
          UNION SELECT nspowner FROM pg_namespace WHERE oid >= 16384 AND oid NOT IN (SELECT oid FROM ours) \
          AND nspname !~ '^pg_' \
-         UNION SELECT proowner FROM pg_proc WHERE oid >= 16384 \
-         UNION SELECT typowner FROM pg_type WHERE oid >= 16384 AND oid NOT IN (SELECT oid FROM ours) \
+         UNION SELECT proowner FROM pg_proc WHERE oid >= 16384 {1} \
+         UNION SELECT typowner FROM pg_type t WHERE oid >= 16384 AND typtype IN ('b', 'd', 'e', 'r') \
+         AND NOT EXISTS (SELECT FROM pg_type of WHERE of.typarray = t.oid) {2} \
+         UNION SELECT evtowner FROM pg_event_trigger UNION SELECT srvowner FROM pg_foreign_server \
+         UNION SELECT defaclrole FROM pg_default_acl {publications}\
          UNION SELECT lomowner FROM pg_largeobject_metadata) \
          SELECT rolname::text, oid NOT IN (SELECT role FROM needed) FROM pg_roles WHERE rolname !~ '^pg_' \
          AND (oid IN (SELECT role FROM needed) \
-         OR oid = (SELECT nspowner FROM pg_namespace WHERE nspname = 'public')) ORDER BY 1"
+         OR oid = (SELECT nspowner FROM pg_namespace WHERE nspname = 'public')) ORDER BY 1",
+        unbound("pg_class"),
+        unbound("pg_proc"),
+        unbound("pg_type")
     );
     let role = |row: &postgres::Row| Role { name: row.get(0), has_only_public: row.get(1) };
     Ok(db.rows(&sql, &[])?.iter().map(role).collect())

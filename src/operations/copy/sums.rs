@@ -3,6 +3,7 @@
 use super::super::Context;
 use super::super::backup::logical::export_snapshot;
 use super::relay::{Counted, Rows};
+use super::schema::LOCK_LIMIT;
 use super::units::{self, Form, Table, sql_name};
 use super::{SequenceValue, Sums, TableSum, large};
 use crate::error::{Error, Result};
@@ -13,7 +14,10 @@ use std::collections::BTreeMap;
 /// Opens the transaction that everything is read in; gives its snapshot.
 pub fn snapshot(db: &mut Db, target: &Target) -> Result<String> {
     let from_standby = db.in_recovery()?;
-    export_snapshot(db, from_standby)?.ok_or_else(|| Error::CopySource {
+    let snapshot = export_snapshot(db, from_standby)?;
+    // A table's size is waited for too, when somebody has locked it.
+    db.run(&format!("SET LOCAL lock_timeout = {}", LOCK_LIMIT.as_millis()))?;
+    snapshot.ok_or_else(|| Error::CopySource {
         source_name: format!("the database {} of {}", target.database, target.label),
         why: "a standby of its version cannot show the same to several connections: give its primary".into(),
     })

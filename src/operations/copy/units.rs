@@ -385,7 +385,7 @@ pub fn tables(db: &mut Db, all_hashes: bool, like: Option<&Sums>) -> Result<Vec<
     );
     let has_ranges = db.version.has_tid_ranges();
     let mut found = Vec::new();
-    for row in db.rows(&sql, &[])? {
+    for row in db.rows_interruptible(&sql, &[])? {
         let oid: u32 = row.get(0);
         let condition = configurations.get(&oid).cloned();
         if of_extensions.contains(&oid) && condition.is_none() {

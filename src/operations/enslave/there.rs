@@ -72,6 +72,7 @@ pub fn sql_target(context: Context, blurb: &Blurb, name: &str) -> Result<Target>
         user: blurb.sql.user.clone().unwrap_or_else(|| instance.user.clone()),
         password,
         database: blurb.sql.database.clone().unwrap_or_else(|| "postgres".into()),
+        tls: Default::default(),
         timeout: instance.connect_timeout,
     })
 }

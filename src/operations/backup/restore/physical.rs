@@ -922,6 +922,7 @@ fn settle(context: Context, root: &Path, extracted: &Extracted) -> Result<Settle
         user: instance.user.clone(),
         password: None,
         database: "postgres".into(),
+        tls: Default::default(),
         timeout: instance.connect_timeout,
     };
     // As long as the WAL of a backup takes; the first start's limit is for an ordinary one.

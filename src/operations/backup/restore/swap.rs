@@ -127,23 +127,23 @@ pub fn copies(db: &mut Db) -> Result<Vec<Copy>> {
 ///
 /// # Errors
 /// [`Error::NotThisCopy`] for a database that is called so and was made by somebody else.
-pub fn drop_copy(db: &mut Db, database: &str, id: &str) -> Result<Vec<String>> {
+pub fn drop_copy(db: &mut Db, target: &Target, database: &str, id: &str) -> Result<Vec<String>> {
     let mut dropped = Vec::new();
     let name = copy_name(database, id);
     if let Some(copy) = copies(db)?.into_iter().find(|copy| copy.name == name) {
         if !copy.is_ours || copy.database.as_ref().is_some_and(|of| of != database) {
             return Err(Error::NotThisCopy { name, id: id.into() });
         }
-        drop_database(db, &name)?;
+        drop_filled(db, target, &name)?;
         dropped.push(name);
     }
-    dropped.extend(drop_replaced(db, database, id)?);
+    dropped.extend(drop_replaced(db, target, database, id)?);
     db.run(&format!("DROP ROLE IF EXISTS {}", identifier(&format!("{COPY_ROLE}{id}"))))?;
     Ok(dropped)
 }
 
 /// Drops what the copy of this id has replaced, if it is still there.
-pub fn drop_replaced(db: &mut Db, database: &str, id: &str) -> Result<Option<String>> {
+pub fn drop_replaced(db: &mut Db, target: &Target, database: &str, id: &str) -> Result<Option<String>> {
     let name = replaced_name(database, id);
     let comment = db.rows(
         "SELECT coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database WHERE datname = $1",
@@ -154,7 +154,7 @@ pub fn drop_replaced(db: &mut Db, database: &str, id: &str) -> Result<Option<Str
     if comment != Some(format!("{OLD_COMMENT}{database}")) || old(db, database)?.is_none() {
         return Ok(None);
     }
-    drop_database(db, &name)?;
+    drop_filled(db, target, &name)?;
     Ok(Some(name))
 }
 
@@ -292,6 +292,28 @@ pub fn drop_database(db: &mut Db, name: &str) -> Result<()> {
     }
 }
 
+/// Drops a database that was filled from an archive, with the subscriptions in it: they have never been enabled, or the
+/// publisher's slots are not theirs.
+pub fn drop_filled(db: &mut Db, target: &Target, name: &str) -> Result<()> {
+    let sql = "SELECT subname::text FROM pg_subscription s JOIN pg_database d ON d.oid = subdbid WHERE datname = $1";
+    let subscriptions = db.rows(sql, &[&name])?;
+    if !subscriptions.is_empty() {
+        let mut inside = Db::connect(&target.database(name))?;
+        for row in subscriptions {
+            let one = identifier(row.get(0));
+            // Without a slot its publisher is not asked.
+            for step in [
+                format!("ALTER SUBSCRIPTION {one} DISABLE"),
+                format!("ALTER SUBSCRIPTION {one} SET (slot_name = NONE)"),
+                format!("DROP SUBSCRIPTION {one}"),
+            ] {
+                inside.run(&step)?;
+            }
+        }
+    }
+    drop_database(db, name)
+}
+
 /// A database that is being filled. Dropped together with this value unless it has taken the old one's place.
 pub struct New {
     /// Its name until then.
@@ -314,7 +336,7 @@ impl Drop for New {
         // What cannot be dropped now is swept by the next run.
         if let Ok(mut db) = maintenance(&self.target, &self.database) {
             if !self.in_place {
-                let _ = drop_database(&mut db, &self.name);
+                let _ = drop_filled(&mut db, &self.target, &self.name);
             }
             if let Some(role) = &self.role {
                 let _ = db.run(&format!("DROP ROLE IF EXISTS {}", identifier(role)));
@@ -453,6 +475,17 @@ impl New {
         let Some(role) = &self.role else { return Ok(()) };
         let mut inside = Db::connect(&self.target.database(&self.name))?;
         inside.run("SET statement_timeout = '10min'")?;
+        // What only a superuser may own stays a superuser's, with or without an extension around it.
+        let sql = "SELECT 'FOREIGN DATA WRAPPER', fdwname::text FROM pg_foreign_data_wrapper WHERE fdwowner = $1::text::regrole \
+             UNION ALL SELECT 'EVENT TRIGGER', evtname::text FROM pg_event_trigger WHERE evtowner = $1::text::regrole \
+             UNION ALL SELECT 'PUBLICATION', pubname::text FROM pg_publication WHERE pubowner = $1::text::regrole \
+             UNION ALL SELECT 'SUBSCRIPTION', subname::text FROM pg_subscription s JOIN pg_database d ON d.oid = subdbid \
+             WHERE subowner = $1::text::regrole AND datname = current_database()";
+        for row in inside.rows(sql, &[&identifier(role)])? {
+            let (kind, name): (&str, String) = (row.get(0), row.get(1));
+            let superuser = identifier(&self.target.user);
+            inside.run(&format!("ALTER {kind} {} OWNER TO {superuser}", identifier(&name)))?;
+        }
         inside.run(&format!("REASSIGN OWNED BY {} TO {}", identifier(role), identifier(owner)))?;
         inside.run(&format!("DROP OWNED BY {0}; DROP ROLE {0}", identifier(role)))?;
         self.role = None;
