@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
@@ -40,6 +40,8 @@ pub struct Platform {
     limit: Duration,
     /// Where the call that runs is recorded.
     record: RefCell<Option<PathBuf>>,
+    /// A call that cannot be recorded is made all the same.
+    unrecorded: Cell<bool>,
     /// What never to quote.
     secrets: RefCell<Vec<String>>,
 }
@@ -142,6 +144,7 @@ impl Platform {
             app: app.to_owned(),
             limit: Duration::from_secs(seconds),
             record: RefCell::new(None),
+            unrecorded: Cell::new(false),
             secrets: RefCell::default(),
         })
     }
@@ -149,6 +152,11 @@ impl Platform {
     /// From now on each call is recorded there while it runs.
     pub fn record_in(&self, path: Option<PathBuf>) {
         *self.record.borrow_mut() = path;
+    }
+
+    /// From now on a full disk here is no reason not to call: on the way back.
+    pub fn call_anyhow(&self) {
+        self.unrecorded.set(true);
     }
 
     /// Whatever is quoted from now on is without this.
@@ -425,7 +433,8 @@ impl Platform {
         }
     }
 
-    fn name(&self) -> String {
+    /// `dotcloud`: what its directory is called.
+    pub fn name(&self) -> String {
         self.directory.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
@@ -508,7 +517,10 @@ impl Platform {
         let child = command.spawn().map_err(spawn_error)?;
         let mut group = Group { child, over: false };
         drop(command);
-        self.record(what, group.child.id() as i32)?;
+        match self.record(what, group.child.id() as i32) {
+            Err(_) if self.unrecorded.get() => {}
+            other => other?,
+        }
         let mut lifeline = group.child.stdin.take();
         let text = match input {
             Input::Nothing => String::new(),

@@ -226,7 +226,7 @@ empty_target() {
 # --- the table of cases ----------------------------------------------------------
 
 # What only looks; a kill there has nothing to undo
-looks='^(app|instances|config-list|config-get|processes|oneoffs|releases|blurb|url|maintenance:ask|run:info|run:look|run:check|run:credentials|run:changes)$'
+looks='^(app|instances|config-list|config-get|processes|oneoffs|releases|blurb|url|maintenance:ask|run:info|run:backup|run:look|run:check|run:credentials|run:changes)$'
 
 # record ARGUMENT...: a migration that nobody disturbs; its calls into $scene/recorded
 record() {

@@ -76,7 +76,15 @@ impl Work<'_> {
         self.at_source(&words, self.platform.long() + Duration::from_secs(wait))
     }
 
-    /// `release`, `unlock` or `finish`.
+    /// The migration is complete; its lock says where the data went.
+    pub fn finish(&self) -> Result<Value> {
+        let target = &self.journal.target;
+        let note = json!({ "to": target.instance, "address": target.address, "database": target.database });
+        let words = ["finish", "--id", &self.journal.id, "--note", &note.to_string()];
+        self.at_source(&words, self.platform.long())
+    }
+
+    /// `release` or `unlock`.
     pub fn tell_source(&self, action: &str) -> Result<Value> {
         self.at_source(&[action, "--id", &self.journal.id], self.platform.long())
     }
@@ -113,8 +121,17 @@ impl Work<'_> {
 
     /// What an instance says of itself.
     pub fn info(&self, instance: &str) -> Result<Value> {
+        self.ask(instance, &["info"])
+    }
+
+    /// Its schedule of backups.
+    pub fn schedule(&self, instance: &str) -> Result<Value> {
+        self.ask(instance, &["backup", "schedule"])
+    }
+
+    fn ask(&self, instance: &str, words: &[&str]) -> Result<Value> {
         let seat = Seat::Instance(instance.to_owned());
-        self.platform.agent(&seat, &["info"], None, self.platform.long(), &mut |_| {})
+        self.platform.agent(&seat, words, None, self.platform.long(), &mut |_| {})
     }
 }
 

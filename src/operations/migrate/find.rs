@@ -16,6 +16,13 @@ pub struct Choice {
     pub database: String,
 }
 
+impl Choice {
+    /// That is its colour.
+    pub fn is_called(&self, wanted: &str) -> bool {
+        colour(&self.variable) == Some(&plain_colour(wanted))
+    }
+}
+
 fn colour(variable: &str) -> Option<&str> {
     let colour = variable.strip_prefix("HEROKU_POSTGRESQL_")?.strip_suffix("_URL")?;
     let plain = colour.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
@@ -157,4 +164,15 @@ pub fn variables(work: &Work, config: &Config) -> Result<Vec<Bound>> {
         });
     }
     Ok(vec![Bound { name: "DATABASE_URL".into(), was_set: false }])
+}
+
+/// Those that lead to the source by another URL, as of another user, with other options or spaces around it.
+pub fn others(work: &Work, config: &Config) -> Result<Vec<String>> {
+    let source = work.source()?;
+    let leads = |url: &str| {
+        let at = address_of(url.trim());
+        at.is_some_and(|at| at.address == source.address && at.database == source.database)
+    };
+    let holds = config.config.iter().filter(|(_, value)| *value != source.url.expose() && leads(value));
+    Ok(holds.map(|(name, _)| name.clone()).collect())
 }

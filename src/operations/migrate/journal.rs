@@ -211,6 +211,8 @@ pub struct Journal {
     pub kind: Kind,
     /// The app.
     pub app: String,
+    /// What its platform is called. Another one may have an app of the same name.
+    pub platform: String,
     /// Who began it, on which machine.
     pub by: String,
     /// How it stands.
@@ -243,7 +245,7 @@ pub struct Journal {
 
 impl Journal {
     /// A new one.
-    pub fn new(kind: Kind, app: &str, wanted: Wanted) -> Result<Journal> {
+    pub fn new(kind: Kind, app: &str, platform: &str, wanted: Wanted) -> Result<Journal> {
         let mut random = [0; 4];
         let urandom = Path::new("/dev/urandom");
         fs::File::open(urandom).and_then(|mut file| file.read_exact(&mut random)).on("read", urandom)?;
@@ -252,6 +254,7 @@ impl Journal {
             id: format!("{:08x}", u32::from_be_bytes(random)),
             kind,
             app: app.to_owned(),
+            platform: platform.to_owned(),
             by: operator(),
             state: State::Running,
             started: now(),
@@ -330,8 +333,8 @@ pub fn directory(app: &str) -> Result<PathBuf> {
     Ok(state.join("pgmahout/migrations").join(app))
 }
 
-/// All journals of the app, the newest first; and those that cannot be read.
-pub fn all(directory: &Path) -> (Vec<Journal>, Vec<Error>) {
+/// All journals of the app on that platform, the newest first; and those that cannot be read.
+pub fn all(directory: &Path, platform: &str) -> (Vec<Journal>, Vec<Error>) {
     let (mut found, mut bad) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -339,7 +342,8 @@ pub fn all(directory: &Path) -> (Vec<Journal>, Vec<Error>) {
             && !entry.file_name().to_string_lossy().starts_with('.')
         {
             match Journal::read(&path) {
-                Ok(journal) => found.push(journal),
+                Ok(journal) if journal.platform == platform => found.push(journal),
+                Ok(_) => {}
                 Err(error) => bad.push(error),
             }
         }

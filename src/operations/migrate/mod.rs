@@ -176,6 +176,8 @@ struct Work<'a> {
     dry: bool,
     /// The operator agrees to lose what only the new database has.
     confirmed: bool,
+    /// Another run has begun it: somebody may have touched the app since.
+    came_later: bool,
 }
 
 impl Work<'_> {
@@ -245,6 +247,11 @@ impl Work<'_> {
         begun("maintenance-off")
             // Without maintenance, processes start when they are scaled.
             || (begun("scale-up") && leg.has_processes && leg.maintenance_was.is_none())
+    }
+
+    /// The app was, or may have been, pointed to the new database.
+    fn is_bound(&self) -> bool {
+        !matches!(self.journal.forward_mark("rebind"), Mark::Waiting | Mark::Undone)
     }
 
     fn went(&self, table: &'static [Step], leg: &journal::Leg) -> Vec<Went> {
@@ -368,8 +375,8 @@ fn lock(directory: &std::path::Path, app: &App, doing: &str) -> Result<Lock> {
     }
 }
 
-fn unfinished(directory: &std::path::Path) -> Result<Option<Journal>> {
-    let (mut found, bad) = journal::all(directory);
+fn unfinished(directory: &std::path::Path, platform: &Platform) -> Result<Option<Journal>> {
+    let (mut found, bad) = journal::all(directory, &platform.name());
     match (found.iter().position(|journal| !journal.state.is_over()), bad.into_iter().next()) {
         (Some(at), _) => Ok(Some(found.swap_remove(at))),
         // It may be of one that is not over.
@@ -388,14 +395,21 @@ pub fn run(progress: &Progress, app: &App, options: &Options) -> Result<Report> 
     let kind = if options.rehearse { Kind::Rehearsal } else { Kind::Migration };
     let doing = if options.rehearse { "a rehearsal" } else { "begun" };
     let _lock = lock(&directory, app, doing)?;
-    if let Some(journal) = unfinished(&directory)? {
+    if let Some(journal) = unfinished(&directory, &platform)? {
         let step = how_far(&journal);
         return Err(Error::MigrateUnfinished { app: app.name.clone(), id: journal.id, step });
     }
     platform.check_app()?;
-    let journal = new_journal(kind, app, options)?;
-    let mut work =
-        Work { progress, platform: &platform, journal, directory, dry: options.dry_run, confirmed: false };
+    let journal = new_journal(kind, app, &platform, options)?;
+    let mut work = Work {
+        progress,
+        platform: &platform,
+        journal,
+        directory,
+        dry: options.dry_run,
+        confirmed: false,
+        came_later: false,
+    };
     work.hide_secrets();
     if options.dry_run {
         return dry_run(&mut work);
@@ -405,7 +419,7 @@ pub fn run(progress: &Progress, app: &App, options: &Options) -> Result<Report> 
     go(&mut work)
 }
 
-fn new_journal(kind: Kind, app: &App, options: &Options) -> Result<Journal> {
+fn new_journal(kind: Kind, app: &App, platform: &Platform, options: &Options) -> Result<Journal> {
     let (to, plan) = match &options.to {
         To::Instance(name) => (Some(name.clone()), None),
         To::Plan(plan) => (None, plan.clone()),
@@ -425,7 +439,7 @@ fn new_journal(kind: Kind, app: &App, options: &Options) -> Result<Journal> {
         wait: options.wait.as_secs(),
         terminate: options.terminate,
     };
-    let mut journal = Journal::new(kind, &app.name, wanted)?;
+    let mut journal = Journal::new(kind, &app.name, &platform.name(), wanted)?;
     if let From::Url(url) = &options.from {
         let at = address_of(url.expose()).ok_or_else(|| Error::MigrateUsage {
             why: "what was given as URL is no postgres:// URL".into(),
@@ -485,6 +499,9 @@ fn stop(work: &mut Work, table: &'static [Step], stopped: Stopped) -> Error {
         let _ = std::fs::remove_file(&path);
         return *cause;
     }
+    if work.journal.kind == Kind::Migration {
+        keep_what_was_written(work);
+    }
     if work.journal.kind == Kind::Migration && work.is_past() {
         let _ = work.save();
         return Error::MigrateStopped { app, step, cause, forward: true };
@@ -504,6 +521,24 @@ fn stop(work: &mut Work, table: &'static [Step], stopped: Stopped) -> Error {
         let _ = work.enter(State::Undone);
     }
     Error::MigrateUndone { app, step, cause, left: back.left, up }
+}
+
+/// A run that was killed after it had bound the app anew may have made somebody bring the app up by hand. What was
+/// written to the new database since must not be cleared: it goes only forward from there, or back the long way, which
+/// names it.
+fn keep_what_was_written(work: &mut Work) {
+    if !work.came_later || !work.is_bound() || work.is_past() {
+        return;
+    }
+    let nothing =
+        work.tell_target("changes").is_ok_and(|answer| answer.as_array().is_some_and(Vec::is_empty));
+    if !nothing {
+        let target = work.target_name();
+        work.warn(format!("{} has, or may have, written to {target} already", work.journal.app));
+        let record = work.journal.forward.steps.entry("maintenance-off".into()).or_default();
+        record.mark = Mark::Doing;
+        work.journal.state = State::Running;
+    }
 }
 
 /// The app runs again, on the database that it had.
@@ -535,7 +570,8 @@ fn open<'a>(
     directory: PathBuf,
 ) -> Work<'a> {
     let record = journal::child_path(&directory, &journal.id);
-    let work = Work { progress, platform, journal, directory, dry: false, confirmed: false };
+    let work =
+        Work { progress, platform, journal, directory, dry: false, confirmed: false, came_later: true };
     work.hide_secrets();
     if let Some(what) = end_left_behind(&record) {
         progress.step(format!("what the run before has left running is ended: {what}"));
@@ -549,7 +585,7 @@ pub fn resume(progress: &Progress, app: &App) -> Result<Report> {
     let platform = Platform::new(&app.platform, &app.herd, &app.name)?;
     let directory = journal::directory(&app.name)?;
     let _lock = lock(&directory, app, "resumed")?;
-    let journal = unfinished(&directory)?.ok_or_else(|| nothing(app, "to be resumed"))?;
+    let journal = unfinished(&directory, &platform)?.ok_or_else(|| nothing(app, "to be resumed"))?;
     if journal.state != State::Running || journal.kind == Kind::Rehearsal {
         return Err(Error::MigrateRefused {
             why: format!(
@@ -562,7 +598,16 @@ pub fn resume(progress: &Progress, app: &App) -> Result<Report> {
         });
     }
     platform.check_app()?;
-    go(&mut open(progress, &platform, journal, directory))
+    let mut work = open(progress, &platform, journal, directory);
+    // Somebody may have brought the app up by hand since, or freed the source.
+    if work.journal.mark("scale-up") == Mark::Waiting {
+        for step in ["maintenance", "scale-down", "quiesce"] {
+            if let Some(record) = work.journal.forward.steps.get_mut(step).filter(|r| r.mark == Mark::Done) {
+                record.mark = Mark::Doing;
+            }
+        }
+    }
+    go(&mut work)
 }
 
 fn nothing(app: &App, what: &str) -> Error {
@@ -581,10 +626,10 @@ pub fn rollback(progress: &Progress, app: &App, confirm: Option<&str>) -> Result
     check_confirm(app, confirm)?;
     let _lock = lock(&directory, app, "rolled back")?;
     let last = || {
-        let (found, _) = journal::all(&directory);
+        let (found, _) = journal::all(&directory, &platform.name());
         found.into_iter().find(|j| j.kind == Kind::Migration && j.state != State::Undone)
     };
-    let found = match unfinished(&directory)? {
+    let found = match unfinished(&directory, &platform)? {
         Some(journal) => Some(journal),
         None => last().filter(|journal| journal.state == State::Done),
     };
@@ -593,6 +638,9 @@ pub fn rollback(progress: &Progress, app: &App, confirm: Option<&str>) -> Result
     let mut work = open(progress, &platform, journal, directory);
     work.confirmed = confirm.is_some();
     let is_forward = matches!(work.journal.state, State::Running | State::Undoing);
+    if is_forward && work.journal.kind == Kind::Migration {
+        keep_what_was_written(&mut work);
+    }
     if is_forward && (work.journal.kind == Kind::Rehearsal || !work.is_past()) {
         work.enter(State::Undoing)?;
         let table = table_of(work.journal.kind);
@@ -683,15 +731,23 @@ pub fn abandon(
     check_confirm(app, confirm)?;
     let _lock = lock(&directory, app, "abandoned")?;
     if let (Some(journal), _) = {
-        let (found, bad) = journal::all(&directory);
+        let (found, bad) = journal::all(&directory, &platform.name());
         (found.into_iter().find(|journal| !journal.state.is_over()), bad)
     } {
         let step = how_far(&journal);
         return Err(Error::MigrateUnfinished { app: app.name.clone(), id: journal.id, step });
     }
     platform.check_app()?;
-    let journal = new_journal(Kind::Migration, app, options)?;
-    let mut work = Work { progress, platform: &platform, journal, directory, dry: true, confirmed: false };
+    let journal = new_journal(Kind::Migration, app, &platform, options)?;
+    let mut work = Work {
+        progress,
+        platform: &platform,
+        journal,
+        directory,
+        dry: true,
+        confirmed: false,
+        came_later: false,
+    };
     find::source(&mut work, &platform.config()?, &platform.instances()?)?;
     work.hide_secrets();
     let name = work.source_name();
@@ -709,13 +765,15 @@ pub fn abandon(
 pub fn status(progress: &Progress, app: &App) -> Result<Vec<Report>> {
     let platform = Platform::new(&app.platform, &app.herd, &app.name)?;
     let directory = journal::directory(&app.name)?;
-    let (found, bad) = journal::all(&directory);
+    let (found, bad) = journal::all(&directory, &platform.name());
     for error in bad {
         progress.warn(error.to_string());
     }
     let report = |journal: Journal| {
         let directory = directory.clone();
-        let work = Work { progress, platform: &platform, journal, directory, dry: false, confirmed: false };
+        let platform = &platform;
+        let work =
+            Work { progress, platform, journal, directory, dry: false, confirmed: false, came_later: true };
         work.hide_secrets();
         work.report()
     };

@@ -6,11 +6,12 @@ use super::agents::{is, number, text};
 use super::find;
 use super::journal::{Bound, Hidden, Kind, Mark, Target, now};
 use super::way::{Step, Undo, nobody_knows};
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
 use crate::platform::{Config, Listed, address_of, names_of};
 use crate::progress::{bytes_text, duration_text};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// An app moves.
 pub static FORWARD: &[Step] = &[
@@ -37,7 +38,7 @@ pub static FORWARD: &[Step] = &[
         run: quiesce,
         undo: Some(Undo {
             says: |w| format!("making {} writable again", w.source_name()),
-            run: |w| w.tell_source("release").map(drop),
+            run: free_again,
             needs: &[],
         }),
         happened: nobody_knows,
@@ -69,7 +70,7 @@ pub static FORWARD: &[Step] = &[
     Step {
         name: "report",
         says: |w| format!("noting on {} where its data went", w.source_name()),
-        run: |w| w.tell_source("finish").map(drop),
+        run: |w| w.finish().map(drop),
         undo: None,
         happened: nobody_knows,
     },
@@ -308,11 +309,11 @@ fn check(work: &mut Work) -> Result<()> {
     judge(work, &look)?;
     work.keep("look", look)?;
     let source = work.source()?.instance.clone();
+    let info = source.as_ref().map(|instance| work.info(instance)).transpose()?;
     if let (Some(plan), Some(instance), false) =
         (&work.journal.wanted.plan, &source, work.journal.wanted.newer)
     {
-        let info = work.info(instance)?;
-        if text(&info, "plan") == Some(plan) {
+        if info.as_ref().and_then(|info| text(info, "plan")) == Some(plan) {
             return Err(Error::MigrateImpossible {
                 why: format!("{instance} has the plan {plan} already"),
                 hint: "name another plan, or an instance to go to: --to".into(),
@@ -322,13 +323,54 @@ fn check(work: &mut Work) -> Result<()> {
     if work.journal.kind == Kind::Migration {
         let rebound = find::variables(work, &config)?;
         work.journal.rebound = rebound;
-        for process in platform.oneoffs()?.unwrap_or_default() {
-            work.warn(format!("a one-off process runs, which may write: {process}"));
+        name_oneoffs(work)?;
+        for name in find::others(work, &config)? {
+            let source = work.source_name();
+            work.warn(format!(
+                "{name} leads to {source} too, but is not the same URL: it stays, and {source} takes no writes then"
+            ));
         }
+    }
+    if let (Some(instance), Some(info), Kind::Migration) = (&source, &info, work.journal.kind) {
+        what_stays_behind(work, instance, info)?;
     }
     // For whoever finds the lock when this journal is lost; what counts is noted later.
     read_app(work)?;
     work.save()
+}
+
+fn name_oneoffs(work: &mut Work) -> Result<()> {
+    for process in work.platform.oneoffs()?.unwrap_or_default() {
+        work.warn(format!("a one-off process runs, which may write: {process}"));
+    }
+    Ok(())
+}
+
+/// What the old database has and does not go along.
+fn what_stays_behind(work: &mut Work, instance: &str, info: &Value) -> Result<()> {
+    let followers = info.get("followers").and_then(Value::as_array).cloned().unwrap_or_default();
+    let names: Vec<_> = followers.iter().filter_map(|follower| text(follower, "name")).collect();
+    if !names.is_empty() {
+        let names = work.platform.quoted(&names.join(", "));
+        work.warn(format!("what follows {instance} goes on following it, and not the new database: {names}"));
+    }
+    let plan = match work.schedule(instance) {
+        Err(Error::Interrupted) => return Err(Error::Interrupted),
+        // An agent that keeps none.
+        Err(_) => None,
+        Ok(answer) => {
+            text(&answer, "plan").filter(|plan| !plan.is_empty()).map(|plan| work.platform.quoted(plan))
+        }
+    };
+    if let Some(plan) = plan {
+        let app = &work.journal.app;
+        let text = format!(
+            "the nightly backups ({plan}) are those of {instance} and do not go along: afterwards herd addons:add \
+             pgbackups:{plan} --app {app}"
+        );
+        work.warn(text);
+    }
+    Ok(())
 }
 
 fn judge(work: &Work, look: &Value) -> Result<()> {
@@ -400,7 +442,8 @@ fn provision(work: &mut Work) -> Result<()> {
 
 fn fork(work: &mut Work) -> Result<()> {
     let Some(instance) = work.source()?.instance.clone() else { return Ok(()) };
-    let words = ["addons:add", "heroku-postgresql", "--fork", &instance].map(str::to_owned);
+    let colour = format!("--as={}", fork_colour(work));
+    let words = ["addons:add", "heroku-postgresql", "--fork", &instance, &colour].map(str::to_owned);
     add(work, Slot::Fork, words.to_vec())?;
     let fork = Slot::Fork.of(work);
     let (name, address) = (fork.instance()?.to_owned(), fork.address.clone().unwrap_or_default());
@@ -412,6 +455,11 @@ fn fork(work: &mut Work) -> Result<()> {
     fork.url = Some(Hidden::new(&url));
     fork.database = database;
     work.save()
+}
+
+/// The name by which a rehearsal knows its own fork again.
+fn fork_colour(work: &Work) -> String {
+    format!("rehearsal_{}", work.journal.id)
 }
 
 /// Adds or attaches a database by herd. What a killed run has made already is taken.
@@ -430,7 +478,7 @@ fn add(work: &mut Work, slot: Slot, words: Vec<String>) -> Result<()> {
     let target = slot.of(work).clone();
     let found = match attaches {
         true => instances.iter().find(|i| Some(&i.name) == target.instance.as_ref()).cloned(),
-        false => left_by_a_killed_run(work, slot, &instances)?,
+        false => left_by_a_killed_run(work, slot, &config, &instances)?,
     };
     let attachments = found.as_ref().map(|found| find::attachments(&config, &found.address));
     let name = match (found, attachments) {
@@ -438,7 +486,10 @@ fn add(work: &mut Work, slot: Slot, words: Vec<String>) -> Result<()> {
         (Some(found), _) => {
             // With the colour, where one was named.
             let mut words = vec!["addons:attach", &found.name];
-            let colour = work.journal.wanted.colour.clone().filter(|_| slot == Slot::Target);
+            let colour = match slot {
+                Slot::Target => work.journal.wanted.colour.clone(),
+                Slot::Fork => Some(fork_colour(work)),
+            };
             let colour = colour.map(|colour| format!("--as={colour}"));
             words.extend(colour.as_deref());
             platform.herd(&words, platform.long() * 2)?;
@@ -459,7 +510,10 @@ fn add(work: &mut Work, slot: Slot, words: Vec<String>) -> Result<()> {
         hint: "see herd addons".into(),
     };
     let listed = instances.iter().find(|i| i.name == name).ok_or_else(missing)?;
-    let wanted = work.journal.wanted.colour.clone();
+    let wanted = match slot {
+        Slot::Target => work.journal.wanted.colour.clone(),
+        Slot::Fork => Some(fork_colour(work)),
+    };
     let database = work.source()?.database.clone();
     let choice = find::choose(&config, &listed.address, wanted.as_deref(), &database).ok_or_else(missing)?;
     let target = slot.of(work);
@@ -485,9 +539,14 @@ fn take_back_database_url(work: &mut Work, slot: Slot, config: &Config) -> Resul
     work.platform.config_unset(&["DATABASE_URL"], "Not DATABASE_URL before the migration").map(drop)
 }
 
-/// The instance that a run has made which was killed before it could write that down: the only one that is new, and
-/// there is nothing in it.
-fn left_by_a_killed_run(work: &mut Work, slot: Slot, instances: &[Listed]) -> Result<Option<Listed>> {
+/// The instance that a run has made which was killed before it could write that down: the only one that is new, has no
+/// other name than was wanted, and there is nothing in it but, in a fork, the source.
+fn left_by_a_killed_run(
+    work: &mut Work,
+    slot: Slot,
+    config: &Config,
+    instances: &[Listed],
+) -> Result<Option<Listed>> {
     let target = slot.of(work).clone();
     if let Some(name) = &target.instance {
         return Ok(instances.iter().find(|i| i.name == *name).cloned());
@@ -496,11 +555,23 @@ fn left_by_a_killed_run(work: &mut Work, slot: Slot, instances: &[Listed]) -> Re
     let new: Vec<_> = instances.iter().filter(|i| !before.contains(&i.name)).collect();
     let mut ours = Vec::new();
     for listed in &new {
+        let wanted = match slot {
+            Slot::Target => work.journal.wanted.colour.clone(),
+            Slot::Fork => Some(fork_colour(work)),
+        };
+        let named = find::attachments(config, &listed.address);
+        let is_named = wanted.is_some_and(|wanted| named.iter().any(|choice| choice.is_called(&wanted)));
+        if !named.is_empty() && !is_named && (slot == Slot::Fork || work.journal.wanted.colour.is_some()) {
+            continue;
+        }
         let info = work.info(&listed.name);
-        // A fork is as old as its source, and nobody else forks while this runs.
-        let fresh =
-            |info: &Value| slot == Slot::Fork || text(info, "role") == Some("empty") || is(info, "fresh");
-        if info.is_ok_and(|info| fresh(&info)) {
+        // A fork holds what its source holds; herd attaches it as soon as it is begun.
+        let fits = |info: &Value| {
+            (slot == Slot::Fork && (is_named || is_busy(info)))
+                || text(info, "role") == Some("empty")
+                || is(info, "fresh")
+        };
+        if info.is_ok_and(|info| fits(&info)) {
             ours.push((*listed).clone());
         }
     }
@@ -514,6 +585,11 @@ fn left_by_a_killed_run(work: &mut Work, slot: Slot, instances: &[Listed]) -> Re
     Ok(None)
 }
 
+/// It is still being made.
+fn is_busy(info: &Value) -> bool {
+    info.get("job").and_then(|job| text(job, "state")) == Some("running")
+}
+
 fn remove(work: &mut Work, slot: Slot) -> Result<()> {
     let platform = work.platform;
     let target = slot.of(work).clone();
@@ -522,9 +598,25 @@ fn remove(work: &mut Work, slot: Slot) -> Result<()> {
     }
     let (config, instances) = (platform.config()?, platform.instances()?);
     let found = match target.provisioned {
-        true => left_by_a_killed_run(work, slot, &instances)?,
+        true => left_by_a_killed_run(work, slot, &config, &instances)?,
         false => instances.iter().find(|i| Some(&i.name) == target.instance.as_ref()).cloned(),
     };
+    // Days may have gone by: an instance of that name may be another one by now.
+    if let (Some(found), Some(address)) = (&found, &target.address) {
+        let named = find::attachments(&config, address);
+        let colour = fork_colour(work);
+        let known = |choice: &find::Choice| match slot {
+            Slot::Fork => choice.is_called(&colour),
+            Slot::Target => target.url.as_ref().is_none_or(|url| choice.url == url.expose()),
+        };
+        if found.address != *address || !(named.is_empty() || named.iter().any(known)) {
+            let name = &found.name;
+            work.warn(format!(
+                "{name} is not the database that was made for this any more: it stays as it is"
+            ));
+            return Ok(());
+        }
+    }
     let address = found.as_ref().map(|found| found.address.clone()).or(target.address.clone());
     slot.of(work).address = address.clone();
     take_back_database_url(work, slot, &config)?;
@@ -642,6 +734,26 @@ fn quiesce(work: &mut Work) -> Result<()> {
     work.keep("quiesce", answer)
 }
 
+/// A server that has just crashed is back in a moment, and without it the app stays down.
+fn free_again(work: &mut Work) -> Result<()> {
+    let deadline = Instant::now() + AWAY_LIMIT;
+    let mut told = false;
+    loop {
+        match work.tell_source("release") {
+            Err(error) if error.exit() == Exit::Unreachable && Instant::now() < deadline => {
+                if !std::mem::replace(&mut told, true) {
+                    work.progress.step(format!("{error}; waiting for it"));
+                }
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// A server that does not answer is waited for so long on the way back.
+const AWAY_LIMIT: Duration = Duration::from_secs(60);
+
 fn compare(work: &mut Work) -> Result<()> {
     let answer = work.tell_target("compare")?;
     work.keep("compare", answer)
@@ -663,11 +775,17 @@ fn bind(work: &mut Work, to_new: bool) -> Result<()> {
         work.journal.rebound = rebound;
         work.save()?;
     }
-    let (mut values, mut unset) = (BTreeMap::new(), Vec::new());
+    let (mut values, mut unset, mut right) = (BTreeMap::new(), Vec::new(), 0);
+    let place = |url: &str| address_of(url).map(|at| (at.address, at.database));
     for bound in work.journal.rebound.clone() {
         let value = config.config.get(&bound.name).map(String::as_str).filter(|value| !value.is_empty());
         let is_old = if bound.was_set { value == Some(old.expose()) } else { value.is_none() };
-        let is_new = value == Some(new.expose());
+        // After it was done, the new database may have got another password.
+        let is_new = value == Some(new.expose())
+            || (work.journal.back.is_some()
+                && value.is_some()
+                && value.and_then(place) == place(new.expose()));
+        right += u32::from(is_old || is_new);
         match (to_new, is_old, is_new) {
             (true, true, _) => drop(values.insert(bound.name, new.expose().to_owned())),
             (false, _, true) if bound.was_set => drop(values.insert(bound.name, old.expose().to_owned())),
@@ -678,6 +796,13 @@ fn bind(work: &mut Work, to_new: bool) -> Result<()> {
                 bound.name, bound.name
             )),
         }
+    }
+    // All but the undoing of what is not done: without any the app would come up on whatever it is.
+    if right == 0 && to_new == work.journal.back.is_none() {
+        return Err(Error::MigrateImpossible {
+            why: format!("{} were changed by somebody else meanwhile, all of them", work.variables()),
+            hint: "where do they lead? herd config; herd releases says who changed them".into(),
+        });
     }
     let what = match to_new {
         true => format!("Migrate to {}", work.target_name()),
@@ -719,6 +844,7 @@ fn bound(work: &mut Work, to_new: bool) -> Result<bool> {
 }
 
 fn changes(work: &mut Work) -> Result<()> {
+    name_oneoffs(work)?;
     let look = work.look()?;
     let ours = look.get("lock").and_then(|lock| text(lock, "id")) == Some(&work.journal.id);
     if !ours {

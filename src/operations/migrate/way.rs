@@ -96,6 +96,7 @@ pub fn forward(work: &mut Work, table: &'static [Step]) -> std::result::Result<(
 pub fn back(work: &mut Work, table: &'static [Step]) -> Back {
     // The interrupt that brought us here has had its effect.
     process::pardon();
+    work.platform.call_anyhow();
     let mut result = Back::default();
     for step in table.iter().rev() {
         let mark = work.journal.mark(step.name);
