@@ -1875,7 +1875,7 @@ impl Error {
             Error::MigrateJournal { path, why } => (
                 Failed,
                 format!("the journal {} cannot be read: {why}", path.display()),
-                "it is of another version, or damaged; --abandon frees the source without it",
+                "it is of another version, or damaged; when its migration is over, or freed by --abandon, remove that file",
             ),
         };
         let hint = match self {
@@ -2040,7 +2040,7 @@ const ROLLBACK_HINT: &str = "mend that, then --rollback completes the way back; 
 /// What the way back of a migration could not undo.
 fn left_text(app: &str, left: &[String], up: bool) -> String {
     let state = if up { "is up on its old database" } else { "stays down" };
-    format!("{app} {state}, but not undone: {}", left.join("; "))
+    format!("{app} {state}; not undone: {}", left.join("; "))
 }
 
 /// The end of a server's log, as part of a text.

@@ -407,9 +407,7 @@ fn what_cannot_be_undone_stays_in_the_journal() {
         assert_eq!(output.code, 1, "{}", output.stderr);
         scene.runs(&output.stderr);
         assert_eq!(scene.config()["DATABASE_URL"], OLD);
-        output
-            .says("shop is up on its old database, but not undone")
-            .says("--rollback completes the way back");
+        output.says("shop is up on its old database; not undone").says("--rollback completes the way back");
         let refused = scene.migrate(NEW_ONE);
         assert_eq!(refused.code, 3);
         refused.says("has not come to its end");
@@ -426,7 +424,7 @@ fn what_cannot_be_undone_stays_in_the_journal() {
         assert_eq!(scene.get("wrong"), "");
         assert_eq!(scene.get("maintenance"), "on");
         assert_ne!(scene.get("lock"), "", "who unlocks it forgets how it was");
-        output.says("shop stays down, but not undone");
+        output.says("shop stays down; not undone");
         let output = scene.migrate(&["--rollback"]).ok();
         scene.is_as_it_was(&output.stderr);
     }

@@ -312,13 +312,12 @@ fn check(work: &mut Work) -> Result<()> {
     let info = source.as_ref().map(|instance| work.info(instance)).transpose()?;
     if let (Some(plan), Some(instance), false) =
         (&work.journal.wanted.plan, &source, work.journal.wanted.newer)
+        && info.as_ref().and_then(|info| text(info, "plan")) == Some(plan)
     {
-        if info.as_ref().and_then(|info| text(info, "plan")) == Some(plan) {
-            return Err(Error::MigrateImpossible {
-                why: format!("{instance} has the plan {plan} already"),
-                hint: "name another plan, or an instance to go to: --to".into(),
-            });
-        }
+        return Err(Error::MigrateImpossible {
+            why: format!("{instance} has the plan {plan} already"),
+            hint: "name another plan, or an instance to go to: --to".into(),
+        });
     }
     if work.journal.kind == Kind::Migration {
         let rebound = find::variables(work, &config)?;
