@@ -237,7 +237,8 @@ fn text(report: &Report) -> String {
     let mut line = |line: String| text.push_str(&format!("{line}\n"));
     if let Some(copied) = &report.copied {
         let bytes = bytes_text(copied.bytes);
-        line(format!("copied: {} tables, {} rows, {bytes}", copied.tables, copied.rows));
+        let tables = if copied.tables == 1 { "table" } else { "tables" };
+        line(format!("copied: {} {tables}, {} rows, {bytes}", copied.tables, copied.rows));
     }
     if let Some(seconds) = report.down_seconds {
         line(format!("{} was down for {}", report.app, duration_text(seconds)));
