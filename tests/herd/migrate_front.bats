@@ -12,7 +12,7 @@ setup_file() {
     cat >"$scene/bin/pgmahout" <<'AGENT'
 #!/bin/bash
 printf 'argument %s\n' "$@"
-printf 'environment %s|%s|%s\n' "$HERD_APP" "$HERD_PLATFORM" "$HERD_ATTACH_ONLY"
+printf 'environment %s|%s\n' "$HERD_APP" "$HERD_PLATFORM"
 [ ! -p /dev/stdin ] || printf 'stdin %s\n' "$(cat)"
 [ ! -e /proc/self/fd/3 ] && [ ! -e /proc/self/fd/5 ] || echo "descriptors are left open"
 exit "${AGENT_EXIT:-0}"
@@ -36,7 +36,7 @@ hands() {
     herd "$@"
     [ "$status" = 0 ]
     diff <(printf 'argument %s\n' migrate --platform "$broken" --herd "$(readlink -f "$herd_program")" --app shop "${expected[@]}" &&
-        printf 'environment shop|%s/|yes\n' "$broken") <(printf '%s\n' "$out")
+        printf 'environment shop|%s/\n' "$broken") <(printf '%s\n' "$out")
     did
 }
 
