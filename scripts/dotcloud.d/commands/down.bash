@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2016,SC2154
+# shellcheck shell=bash disable=SC2034,SC2016,SC2154
 # Usage: dotcloud down [SERVICE[.N]... | --all]
 # Summary: stop instances, keep all data
 #

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2016,SC2154
+# shellcheck shell=bash disable=SC2034,SC2016,SC2154
 # Usage: dotcloud up [SERVICE[.N]... | --all]
 # Summary: start what does not run, for example after a reboot
 #
