@@ -3,7 +3,10 @@
 
 use crate::error::{Error, Result};
 use crate::process;
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -32,7 +35,7 @@ impl<T> Context<T> for nix::Result<T> {
 pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let directory = parent(path);
     let mut temporary = tempfile::Builder::new()
-        .prefix(".pgmahout-")
+        .prefix(&format!("{TEMPORARY}{}-", std::process::id()))
         .permissions(Permissions::from_mode(mode))
         .tempfile_in(directory)
         .on("create a file in", directory)?;
@@ -41,6 +44,23 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     temporary.as_file().sync_all().on("sync", path)?;
     temporary.persist(path).map_err(|e| e.error).on("rename to", path)?;
     sync_directory(directory)
+}
+
+/// How [`write`] calls its temporary files, before the number of the process.
+const TEMPORARY: &str = ".pgmahout-";
+
+/// Removes the temporary files that processes which were killed in [`write`] have left in a directory. What cannot be
+/// removed now is found by the next run.
+pub fn sweep(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let rest = name.strip_prefix(TEMPORARY).and_then(|rest| rest.split_once('-'));
+        let Some(writer) = rest.and_then(|(pid, _)| pid.parse().ok()).filter(|pid| *pid > 0) else { continue };
+        if kill(Pid::from_raw(writer), None) == Err(Errno::ESRCH) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// The directory a path lies in; "." for a bare name.
@@ -70,7 +90,6 @@ pub fn create_private_directory(path: &Path) -> Result<()> {
 
 /// Puts each of two paths in the other's place in one atomic step. False where the file system cannot.
 pub fn exchange(a: &Path, b: &Path) -> Result<bool> {
-    use nix::errno::Errno;
     match renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE) {
         Ok(()) => {
             sync_directory(parent(a))?;
@@ -130,7 +149,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock, or names who has it. `doing` is left in the file for the one who comes second.
+    /// Takes the lock, or names who has it. `doing` is left in the file for the one who comes second. What killed runs
+    /// have left beside it is swept.
     pub fn take(path: &Path, doing: &str) -> Result<Lock> {
         create_private_directory(parent(path))?;
         let file = OpenOptions::new()
@@ -143,6 +163,7 @@ impl Lock {
             .on("open", path)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut file) => {
+                sweep(parent(path));
                 file.set_len(0).on("write", path)?;
                 file.rewind().on("write", path)?;
                 match writeln!(file, "{doing} (process {})", std::process::id()) {
@@ -152,7 +173,7 @@ impl Lock {
                 }
                 Ok(Lock { _file: file })
             }
-            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+            Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut holder = String::new();
                 let _ = file.read_to_string(&mut holder);
                 Err(Error::Locked { path: path.into(), holder: holder.trim().to_owned() })
@@ -193,6 +214,25 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"second");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_swept_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let dead = std::process::Command::new("true").spawn().and_then(|mut child| {
+            child.wait()?;
+            Ok(child.id())
+        });
+        let names = |dead| [format!(".pgmahout-{dead}-x"), format!(".pgmahout-{}-x", std::process::id())];
+        let names = names(dead.unwrap());
+        let all = names.iter().map(String::as_str).chain([".pgmahout-7", ".pgmahout-0-x", ".pgmahout-new-x", "data"]);
+        for name in all.clone() {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        let _lock = Lock::take(&directory.path().join("lock"), "enslave").unwrap();
+        for name in all {
+            assert_eq!(directory.path().join(name).exists(), name != names[0], "{name}");
+        }
     }
 
     #[test]

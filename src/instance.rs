@@ -2,7 +2,7 @@
 //! layout, detection), and what state its files are in.
 
 use crate::blurb::Secret;
-use crate::durable::Context;
+use crate::durable::{self, Context, Lock};
 use crate::error::{Error, Result};
 use crate::layout::{self, Debian, Running, Service};
 use crate::postgres::control::ControlFile;
@@ -470,6 +470,16 @@ impl Instance {
             }
         }
         Ok(newest)
+    }
+
+    /// The lock of whoever changes this instance's cluster or its role: one at a time. Temporary files of killed runs
+    /// are swept from PGDATA.
+    pub fn lock(&self, doing: &str) -> Result<Lock> {
+        let lock = Lock::take(&self.state_directory.join("lock"), doing)?;
+        if let Ok(data) = self.data_directory() {
+            durable::sweep(&data);
+        }
+        Ok(lock)
     }
 
     /// The application name and the slot name of this instance as a standby.

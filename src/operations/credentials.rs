@@ -7,7 +7,7 @@
 use super::enslave::here::has_standby_file;
 use super::{Context, primary, standby};
 use crate::blurb::Secret;
-use crate::durable::{self, Context as _, Lock};
+use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::postgres::password;
@@ -90,7 +90,7 @@ fn known(instance: &Instance, role: &str) -> Result<Secret> {
 fn rotate(context: Context, role: &str) -> Result<Secret> {
     let instance = context.instance;
     instance.check_account()?;
-    let _lock = Lock::take(&instance.state_directory.join("lock"), "credentials --rotate")?;
+    let _lock = instance.lock("credentials --rotate")?;
     let mut db = primary::connect(instance, "password")?;
     let rows = db.rows("SELECT rolpassword FROM pg_authid WHERE rolname = $1", &[&role])?;
     let row = rows
@@ -166,7 +166,7 @@ pub(super) fn set_verifier(db: &mut Db, role: &str, verifier: Option<&str>) -> R
 pub fn adopt(context: Context, role: Option<&str>, new: &Secret) -> Result<Adopted> {
     let instance = context.instance;
     instance.check_account()?;
-    let _lock = Lock::take(&instance.state_directory.join("lock"), "credentials --adopt")?;
+    let _lock = instance.lock("credentials --adopt")?;
     let role = role.unwrap_or(&instance.user);
     let data = instance.data_directory()?;
     let conninfo = if has_standby_file(&data) { conninfo(instance, &data, new)? } else { None };

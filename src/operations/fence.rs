@@ -33,7 +33,7 @@ pub struct Fenced {
 pub fn fence(context: Context, expected: SystemId, successor: &str) -> Result<Fenced> {
     let instance = context.instance;
     instance.check_account()?;
-    let _lock = Lock::take(&instance.state_directory.join("lock"), "fence")?;
+    let _lock = instance.lock("fence")?;
     let data = instance.data_directory()?;
     if has_standby_file(&data) {
         return Err(Error::NotAPrimary { instance: instance.name.clone() });

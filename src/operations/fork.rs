@@ -7,7 +7,7 @@
 use super::enslave::{self, Followed, there};
 use super::{Context, backup, job, promote, standby};
 use crate::blurb::Blurb;
-use crate::durable::{self, Context as _, Lock};
+use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::postgres::wal::{Lsn, Timeline};
@@ -68,7 +68,7 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     let instance = context.instance;
     let progress = context.progress;
     instance.check_account()?;
-    let _lock = Lock::take(&instance.state_directory.join("lock"), "fork")?;
+    let _lock = instance.lock("fork")?;
 
     let note = note(instance);
     let unfinished = fs::read_to_string(&note).ok();

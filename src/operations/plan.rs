@@ -4,7 +4,7 @@
 
 use super::enslave::here::has_standby_file;
 use super::{Context, primary, standby};
-use crate::durable::{self, Context as _, Lock};
+use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::postgres::plan::{FILE, JOURNAL, Plan, machine_memory, memory_bytes, refused};
@@ -103,7 +103,7 @@ pub fn apply(context: Context, wanted: &Plan, may_restart: bool) -> Result<Repor
     let instance = context.instance;
     let progress = context.progress;
     instance.check_account()?;
-    let _lock = Lock::take(&instance.state_directory.join("lock"), "plan")?;
+    let _lock = instance.lock("plan")?;
     let data = instance.data_directory()?;
     if instance.running().is_none()
         && let Some(why) = instance.fenced()

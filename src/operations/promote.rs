@@ -6,7 +6,6 @@ use super::fence::Fenced;
 use super::{Context, job, standby};
 use crate::agent;
 use crate::blurb::Blurb;
-use crate::durable::Lock;
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::postgres::recovery::last_setting;
@@ -68,7 +67,7 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
     let instance = context.instance;
     let progress = context.progress;
     instance.check_account()?;
-    let _lock = Lock::take(&instance.state_directory.join("lock"), "promote")?;
+    let _lock = instance.lock("promote")?;
     if instance.running().is_none() {
         return Err(Error::ServerDown { instance: instance.name.clone() });
     }

@@ -14,7 +14,7 @@ use super::standby::{self, Lag};
 use super::{Context, job};
 use crate::blurb::Blurb;
 use crate::builds::Build;
-use crate::durable::{self, Lock};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::postgres::recovery::{SLOT_PREFIX, last_setting};
 use crate::postgres::release::Release;
@@ -85,7 +85,7 @@ pub struct Report {
 pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report> {
     let instance = context.instance;
     instance.check_account()?;
-    let _lock = Lock::take(&instance.state_directory.join("lock"), "enslave")?;
+    let _lock = instance.lock("enslave")?;
     let followed = follow(context, blurb, options)?;
     if !options.dry_run {
         job::forget(instance);

@@ -259,10 +259,15 @@ pub fn kept(data: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Where an old cluster is kept: a name that nobody has, behind those of all that are kept already.
 fn aside(data: &Path) -> PathBuf {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let stamp: String = time_text(now as i64).chars().filter(char::is_ascii_digit).collect();
-    suffixed(data, &format!("pgmahout-old-{stamp}"))
+    let named = |second: i64| {
+        let stamp: String = time_text(second).chars().filter(char::is_ascii_digit).collect();
+        suffixed(data, &format!("pgmahout-old-{stamp}"))
+    };
+    // Two may be put aside within one second.
+    (now as i64..).map(named).find(|path| !path.exists()).expect("there are enough seconds")
 }
 
 /// Removes a copy with the tablespace directories that its links name.

@@ -11,7 +11,7 @@ use super::super::super::enslave::plan::{Action, Fate, Plan};
 use super::super::super::enslave::{copy, here};
 use super::super::super::{Context, credentials, fork, job, promote, standby};
 use crate::backups::manifest::{BackupId, Manifest};
-use crate::durable::{self, Context as _, Lock};
+use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::layout;
@@ -409,7 +409,7 @@ pub fn run(
     let begin = Instant::now();
     let (instance, progress) = (context.instance, context.progress);
     instance.check_account()?;
-    let _lock = Lock::take(&instance.state_directory.join("lock"), "backup restore")?;
+    let _lock = instance.lock("backup restore")?;
     let data = instance.data_directory()?;
     let programs = instance.program_version()?;
     if let Some(manifest) = manifest {
