@@ -56,7 +56,9 @@ pub fn sweep(directory: &Path) {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let rest = name.strip_prefix(TEMPORARY).and_then(|rest| rest.split_once('-'));
-        let Some(writer) = rest.and_then(|(pid, _)| pid.parse().ok()).filter(|pid| *pid > 0) else { continue };
+        let Some(writer) = rest.and_then(|(pid, _)| pid.parse().ok()).filter(|pid| *pid > 0) else {
+            continue;
+        };
         if kill(Pid::from_raw(writer), None) == Err(Errno::ESRCH) {
             let _ = fs::remove_file(entry.path());
         }
@@ -225,7 +227,12 @@ mod tests {
         });
         let names = |dead| [format!(".pgmahout-{dead}-x"), format!(".pgmahout-{}-x", std::process::id())];
         let names = names(dead.unwrap());
-        let all = names.iter().map(String::as_str).chain([".pgmahout-7", ".pgmahout-0-x", ".pgmahout-new-x", "data"]);
+        let all = names.iter().map(String::as_str).chain([
+            ".pgmahout-7",
+            ".pgmahout-0-x",
+            ".pgmahout-new-x",
+            "data",
+        ]);
         for name in all.clone() {
             fs::write(directory.path().join(name), "").unwrap();
         }
