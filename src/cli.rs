@@ -23,6 +23,8 @@ use crate::postgres::wal::SystemId;
 use crate::process;
 use crate::progress::{Progress, Voice, bytes_text, duration_text, time_text};
 use crate::settings::Settings;
+use crate::transfer::protocol::Compression;
+use crate::transfer::target::Copied;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use output::{answer, json_text, say, show, table};
 use serde::Serialize;
@@ -214,6 +216,15 @@ struct CopyArgs {
     /// Parallel SSH sessions of a copy [default: number of processors, 4 at most]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     ssh_sessions: Option<u16>,
+    /// How what is copied is compressed on its way: auto finds out, none, lz4, zstd or zstd:LEVEL
+    #[arg(long, value_name = "METHOD", default_value = "auto")]
+    compress: Compression,
+    /// Bytes that the source may read in a second for the copy, such as 50M
+    #[arg(long, value_name = "BYTES", value_parser = parse_rate)]
+    max_rate: Option<u64>,
+    /// Do not verify the checksums of the pages that are copied
+    #[arg(long)]
+    no_verify_checksums: bool,
     /// Come back as soon as all is checked, and do the rest in the background; `wait` and `info` tell how it does
     #[arg(long, conflicts_with = "dry_run")]
     background: bool,
@@ -243,6 +254,9 @@ impl CopyArgs {
             host_key: self.host_key,
             tablespace_mapping: parse_mapping(&self.tablespace_mapping.join(","))?,
             ssh_sessions: self.ssh_sessions.map(usize::from),
+            compression: self.compress,
+            max_rate: self.max_rate.unwrap_or(0),
+            no_verify_checksums: self.no_verify_checksums,
             ..enslave::Options::default()
         })
     }
@@ -272,6 +286,8 @@ enum PlanArg {
     Auto,
     /// No data moved, or refused
     Repoint,
+    /// Only what differs is copied, over what is here
+    Delta,
     /// A full copy
     Full,
 }
@@ -629,6 +645,25 @@ fn blurb_of_environment(instance: &Instance, wanted: &str) -> Result<Blurb> {
     Blurb::from_environment(&found, wanted)
 }
 
+/// "50M", "32k", "1000000": bytes, by powers of 1024 as pg_basebackup's `--max-rate` has them.
+fn parse_rate(text: &str) -> std::result::Result<u64, String> {
+    let (digits, factor) = match text.char_indices().last() {
+        Some((at, 'k')) => (&text[..at], 1 << 10),
+        Some((at, 'M')) => (&text[..at], 1 << 20),
+        Some((at, 'G')) => (&text[..at], 1 << 30),
+        _ => (text, 1),
+    };
+    let rate = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor));
+    match rate {
+        Some(rate) if rate >= SLOWEST => Ok(rate),
+        Some(_) => Err("less than 32k a second would take for ever".into()),
+        None => Err("a rate is a number with k, M or G, such as 50M".into()),
+    }
+}
+
+/// Slower than this the source would look dead to its client.
+const SLOWEST: u64 = 32 << 10;
+
 /// A long copy, in whichever of three ways: with the operator waiting, only checked and then handed to a job, or
 /// as that job.
 fn copy<T: Serialize>(
@@ -730,7 +765,7 @@ fn fork_text(report: &fork::Report) -> String {
         return format!("{instance} would copy {bytes} of {source}{}", confirm.unwrap_or_default());
     }
     let copied = match &report.copied {
-        Some(copied) => format!("{} copied, ", bytes_text(copied.bytes)),
+        Some(copied) => format!("{}, ", copied_text(copied)),
         None => String::new(),
     };
     let lsn = report.lsn.map(|lsn| format!(" as of {lsn}")).unwrap_or_default();
@@ -740,6 +775,14 @@ fn fork_text(report: &fork::Report) -> String {
         "{instance} is a copy of {source}{lsn}: {copied}{seconds}, writable on timeline {timeline}{}",
         kept_text(report.kept.as_ref())
     )
+}
+
+fn copied_text(copied: &Copied) -> String {
+    let (bytes, files) = (bytes_text(copied.bytes), copied.files);
+    match copied.compared {
+        true => format!("{bytes} in {files} files compared, {} copied", bytes_text(copied.written_bytes)),
+        false => format!("{bytes} in {files} files copied"),
+    }
 }
 
 fn kept_text(kept: Option<&PathBuf>) -> String {
@@ -753,6 +796,7 @@ fn run_enslave(context: Context, args: EnslaveArgs, json: bool) -> Result<()> {
     let wanted = match args.plan {
         PlanArg::Auto => Wanted::Auto,
         PlanArg::Repoint => Wanted::Repoint,
+        PlanArg::Delta => Wanted::Delta,
         PlanArg::Full => Wanted::Full,
     };
     let cascade = args.cascade;
@@ -773,11 +817,18 @@ fn enslave_text(report: &enslave::Report) -> String {
         let fate = match report.plan.fate {
             Fate::Used => "the data here is used as it is",
             Fate::None => "there is no cluster here",
+            Fate::Rewritten => "what differs in the cluster here is overwritten",
             Fate::Removed => "the cluster here is replaced; it holds nothing that the source lacks",
             Fate::KeptAside => "the cluster here is moved aside and kept",
         };
         let what = match report.plan.action {
             Action::Repoint => "would repoint, no data moved".to_owned(),
+            Action::Delta => {
+                format!(
+                    "would compare {} and copy what differs",
+                    bytes_text(report.bytes_planned.unwrap_or(0))
+                )
+            }
             Action::Full => format!("would copy {}", bytes_text(report.bytes_planned.unwrap_or(0))),
         };
         let confirm =
@@ -787,10 +838,9 @@ fn enslave_text(report: &enslave::Report) -> String {
     let how = match &report.copied {
         None => "no data moved".to_owned(),
         Some(copied) => format!(
-            "{} in {} files copied, {} on the wire",
-            bytes_text(copied.bytes),
-            copied.files,
-            bytes_text(copied.wire_bytes)
+            "{}, {} on the wire",
+            copied_text(copied),
+            bytes_text(copied.wire_bytes + copied.sent_bytes)
         ),
     };
     let seconds = duration_text(report.seconds);

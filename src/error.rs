@@ -216,8 +216,12 @@ pub enum Error {
     NoHistory { timeline: u32 },
     /// `--plan repoint`, but it is not correct.
     CannotRepoint { why: String },
+    /// `--plan delta` is not possible.
+    CannotDelta { why: String },
     /// Data would be lost.
     NeedsConfirmation { instance: String, holds: String },
+    /// The same, of what would be overwritten where it lies.
+    WouldOverwrite { instance: String, holds: String },
     /// An exclusive backup of somebody else.
     ForeignBackup { text: String },
     /// The standby does not stream.
@@ -999,7 +1003,12 @@ impl Error {
                 format!("repointing is not possible: {why}"),
                 "leave --plan away, and what is needed will be copied",
             ),
-            Error::NeedsConfirmation { instance, holds } => {
+            Error::CannotDelta { why } => (
+                Failed,
+                format!("there is nothing here that a copy could be compared with: {why}"),
+                "leave --plan away, and everything will be copied",
+            ),
+            Error::NeedsConfirmation { instance, holds } | Error::WouldOverwrite { instance, holds } => {
                 (Refused, format!("{instance} holds {holds}"), "")
             }
             Error::ForeignBackup { text } => (
@@ -1927,6 +1936,10 @@ impl Error {
             Error::OtherDataMajor { has, wanted, .. } => format!(
                 "keep to {has}.x here, or build {wanted} beside it with --no-switch; data moves to another major \
                  version by dump and restore into a new instance"
+            ),
+            Error::WouldOverwrite { instance, .. } => format!(
+                "to lose it on purpose, add --confirm {instance}: it is overwritten; --plan full in place of --plan \
+                 delta moves the old cluster aside and keeps it"
             ),
             Error::NeedsConfirmation { instance, .. } => {
                 format!(

@@ -82,6 +82,8 @@ pub struct ControlFile {
     pub standby_minimums: Vec<(&'static str, u32)>,
     /// Of data pages; 8192 unless built otherwise.
     pub block_size: u32,
+    /// Blocks of a relation in one file.
+    pub segment_blocks: u32,
     /// Of WAL pages; 8192 unless built otherwise.
     pub wal_block_size: u32,
     /// Of WAL segments; 16 MB unless initdb was told otherwise.
@@ -166,7 +168,7 @@ impl ControlFile {
         fields.u32()?; // maxAlign
         let float_format = f64::from_bits(fields.u64()?);
         let block_size = fields.u32()?;
-        fields.u32()?; // relseg_size
+        let segment_blocks = fields.u32()?;
         let wal_block_size = fields.u32()?;
         let wal_segment_size = fields.u32()?;
         for _ in 0..3 {
@@ -234,6 +236,7 @@ impl ControlFile {
             backup_start_point,
             standby_minimums,
             block_size,
+            segment_blocks,
             wal_block_size,
             wal_segment_size,
             data_checksum_version,
@@ -329,6 +332,7 @@ mod tests {
                 backup_start_point: Lsn::ZERO,
                 standby_minimums: minimums(control_version),
                 block_size: 8192,
+                segment_blocks: 131_072,
                 wal_block_size: 8192,
                 wal_segment_size,
                 data_checksum_version: sums,

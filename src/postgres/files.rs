@@ -127,6 +127,13 @@ pub fn parse_relation_file(name: &str) -> Option<RelationFile> {
     Some(RelationFile { filenode, fork, segment })
 }
 
+/// The relation that a file belongs to whose pages carry checksums, by its path as PGDATA sees it.
+pub fn relation_of(in_data: &str) -> Option<RelationFile> {
+    let (directory, name) = in_data.rsplit_once('/')?;
+    let relations = ["base/", "pg_tblspc/"].iter().any(|top| directory.starts_with(top));
+    (relations || directory == "global").then(|| parse_relation_file(name)).flatten()
+}
+
 /// Whether a name is that of a temporary relation: `t<backend>_<filenode>`, then as for others.
 pub fn is_temporary_relation(name: &str) -> bool {
     name.strip_prefix('t')

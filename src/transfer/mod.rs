@@ -7,7 +7,12 @@
 //!
 //! Correctness while the source is written to rests on PostgreSQL's base backup: whatever changes, grows,
 //! shrinks or goes away after the backup's start is repaired by replaying the WAL from there.
+pub mod blocks;
+pub mod coding;
+#[cfg(test)]
+mod peers;
 pub mod protocol;
 pub mod source;
+pub mod stream;
 pub mod target;
 pub mod walk;

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::io::{Error, ErrorKind, Read, Result, Write};
+use std::str::FromStr;
 
 /// The source's first line. Whatever a login profile prints comes before it and is passed over.
 pub const GREETING: &[u8] = b"\npgmahout source 1\n";
@@ -23,16 +24,20 @@ pub enum Kind {
     Open = b'O',
     /// JSON [`List`]; answered by entries and an end.
     List = b'L',
-    /// A [`Read`](ReadRange); answered by data frames and a done.
+    /// A [`ReadRange`]; answered by data and zero frames and a done.
     Read = b'R',
+    /// A [`Compare`]; answered as a read is, but only with the blocks that differ.
+    Compare = b'C',
     /// JSON [`FactsAnswer`].
     Facts = b'f',
     /// One [`Entry`].
     Entry = b'e',
     /// The manifest is complete.
     End = b'z',
-    /// A block of a file.
+    /// A block of a file (`coding.rs`).
     Data = b'd',
+    /// A part of a file that holds nothing but zeroes: offset and length.
+    Zero = b'0',
     /// The range is over: a [`Done`].
     Done = b'x',
     /// A sign of life while a long answer is prepared.
@@ -44,7 +49,7 @@ pub enum Kind {
 impl Kind {
     fn of(byte: u8) -> Result<Kind> {
         use Kind::*;
-        [Open, List, Read, Facts, Entry, End, Data, Done, Alive, Failed]
+        [Open, List, Read, Compare, Facts, Entry, End, Data, Zero, Done, Alive, Failed]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
             .ok_or_else(|| bad(format!("a frame of unknown kind {byte:#04x}")))
@@ -56,11 +61,48 @@ pub fn bad(what: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidData, format!("the other side sent {what}"))
 }
 
+/// What the operator wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Found out while it runs.
+    #[default]
+    Auto,
+    /// Nothing is compressed.
+    None,
+    /// lz4.
+    Lz4,
+    /// zstd at this level, 1 to 19.
+    Zstd(i32),
+}
+
+impl FromStr for Compression {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Compression::Auto),
+            None if text == "none" => Ok(Compression::None),
+            None if text == "lz4" => Ok(Compression::Lz4),
+            None if text == "zstd" => Ok(Compression::Zstd(1)),
+            Some(("zstd", level)) => match level.parse() {
+                Ok(level @ 1..=19) => Ok(Compression::Zstd(level)),
+                _ => Err(format!("zstd has the levels 1 to 19, not {level:?}")),
+            },
+            _ => Err(format!("{text:?} is none of auto, none, lz4, zstd and zstd:LEVEL")),
+        }
+    }
+}
+
 /// Opens a source.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Open {
     /// PGDATA there.
     pub data_directory: String,
+    /// How what is sent is compressed.
+    pub compression: Compression,
+    /// Bytes of files that this stream may send or compare in a second; 0 is as many as there are.
+    pub max_rate: u64,
 }
 
 /// What the source says of itself: enough to see that SSH and SQL lead to the same server.
@@ -130,23 +172,27 @@ pub struct ReadRange {
     pub length: u64,
 }
 
+/// Asks for the blocks of a part of a file that are not as they are here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compare {
+    /// The part.
+    pub range: ReadRange,
+    /// Of the hashes.
+    pub seed: u64,
+    /// Those of the blocks here ([`super::blocks::hash`]), in their order, 8 bytes each; fewer than the part has blocks
+    /// where the file here is shorter.
+    pub hashes: Vec<u8>,
+}
+
 /// How a range ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
-    /// Everything asked for was sent.
+    /// Everything asked for was looked at, and sent where it had to be.
     Whole,
-    /// The file is shorter than that now.
-    Short,
+    /// The file is shorter than that now: its size.
+    Short(u64),
     /// The file is gone.
     Gone,
-}
-
-/// A block of a file, decompressed.
-pub struct Block<'a> {
-    /// Where it goes.
-    pub offset: u64,
-    /// Its bytes, at most [`BLOCK`].
-    pub bytes: &'a [u8],
 }
 
 /// Writes a frame.
@@ -181,20 +227,24 @@ pub fn read_frame(from: &mut impl Read, payload: &mut Vec<u8>) -> Result<Option<
     Ok(Some(kind))
 }
 
-struct Fields<'a>(&'a [u8]);
+/// A payload that is taken apart from its front.
+pub struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Fields<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8]> {
+    /// The next `n` bytes.
+    pub fn take(&mut self, n: usize) -> Result<&'a [u8]> {
         let (head, tail) = self.0.split_at_checked(n).ok_or_else(|| bad("a frame that is too short"))?;
         self.0 = tail;
         Ok(head)
     }
 
-    fn u32(&mut self) -> Result<u32> {
+    /// Little endian.
+    pub fn u32(&mut self) -> Result<u32> {
         Ok(u32::from_le_bytes(self.take(4)?.try_into().expect("four bytes")))
     }
 
-    fn u64(&mut self) -> Result<u64> {
+    /// Little endian.
+    pub fn u64(&mut self) -> Result<u64> {
         Ok(u64::from_le_bytes(self.take(8)?.try_into().expect("eight bytes")))
     }
 
@@ -255,72 +305,47 @@ impl ReadRange {
     }
 }
 
+impl Compare {
+    /// Its payload.
+    pub fn encode(&self) -> Vec<u8> {
+        let range = self.range.encode();
+        let mut out = Vec::with_capacity(12 + range.len() + self.hashes.len());
+        out.extend(self.seed.to_le_bytes());
+        out.extend((range.len() as u32).to_le_bytes());
+        out.extend(range);
+        out.extend(&self.hashes);
+        out
+    }
+
+    /// From a payload.
+    pub fn decode(payload: &[u8]) -> Result<Compare> {
+        let mut fields = Fields(payload);
+        let (seed, length) = (fields.u64()?, fields.u32()? as usize);
+        let range = ReadRange::decode(fields.take(length)?)?;
+        Ok(Compare { range, seed, hashes: fields.0.to_vec() })
+    }
+}
+
 impl Done {
     /// Its payload.
-    pub fn encode(self) -> [u8; 1] {
-        [match self {
-            Done::Whole => 0,
-            Done::Short => 1,
-            Done::Gone => 2,
-        }]
+    pub fn encode(self) -> Vec<u8> {
+        match self {
+            Done::Whole => vec![0],
+            Done::Short(size) => std::iter::once(1).chain(size.to_le_bytes()).collect(),
+            Done::Gone => vec![2],
+        }
     }
 
     /// From a payload.
     pub fn decode(payload: &[u8]) -> Result<Done> {
-        match payload {
-            [0] => Ok(Done::Whole),
-            [1] => Ok(Done::Short),
-            [2] => Ok(Done::Gone),
+        let mut fields = Fields(payload);
+        match (fields.take(1)?[0], fields.0.len()) {
+            (0, 0) => Ok(Done::Whole),
+            (1, 8) => Ok(Done::Short(fields.u64()?)),
+            (2, 0) => Ok(Done::Gone),
             _ => Err(bad("an unknown end of a range")),
         }
     }
-}
-
-/// Writes `bytes` (at most [`BLOCK`]) as a data frame, compressed by lz4 where that saves an eighth.
-/// Compressing before the cipher is what makes the copy fast (DESIGN.md, "What was measured").
-pub fn write_block(to: &mut impl Write, offset: u64, bytes: &[u8], scratch: &mut Vec<u8>) -> Result<()> {
-    debug_assert!(bytes.len() <= BLOCK);
-    const HEADER: usize = 13;
-    scratch.resize(HEADER + lz4_flex::block::get_maximum_output_size(bytes.len()), 0);
-    let packed = lz4_flex::block::compress_into(bytes, &mut scratch[HEADER..]).unwrap_or(usize::MAX);
-    let compressed = packed < bytes.len() - bytes.len() / 8;
-    if compressed {
-        scratch.truncate(HEADER + packed);
-    } else {
-        scratch.truncate(HEADER);
-        scratch.extend_from_slice(bytes);
-    }
-    scratch[0] = compressed.into();
-    scratch[1..9].copy_from_slice(&offset.to_le_bytes());
-    scratch[9..13].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
-    write_frame(to, Kind::Data, scratch)
-}
-
-/// Reads the payload of a data frame; `scratch` holds the bytes when they were compressed.
-pub fn read_block<'a>(payload: &'a [u8], scratch: &'a mut Vec<u8>) -> Result<Block<'a>> {
-    let mut fields = Fields(payload);
-    let compressed = match fields.take(1)?[0] {
-        0 => false,
-        1 => true,
-        _ => return Err(bad("a block of unknown coding")),
-    };
-    let (offset, length) = (fields.u64()?, fields.u32()? as usize);
-    if length > BLOCK {
-        return Err(bad(format!("a block of {length} bytes")));
-    }
-    let bytes: &[u8] = if compressed {
-        scratch.resize(length, 0);
-        let written = lz4_flex::block::decompress_into(fields.0, scratch).map_err(bad)?;
-        if written != length {
-            return Err(bad("a block of another length than it says"));
-        }
-        scratch
-    } else if fields.0.len() == length {
-        fields.0
-    } else {
-        return Err(bad("a block of another length than it says"));
-    };
-    Ok(Block { offset, bytes })
 }
 
 #[cfg(test)]
@@ -359,36 +384,6 @@ mod tests {
     }
 
     #[test]
-    fn blocks_come_back_compressed_or_not() {
-        let noise: Vec<u8> =
-            (0..BLOCK as u64).map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 29) as u8).collect();
-        for bytes in [vec![7u8; BLOCK], noise, vec![], vec![1]] {
-            let (mut wire, mut scratch) = (Vec::new(), Vec::new());
-            write_block(&mut wire, 1 << 40, &bytes, &mut scratch).unwrap();
-            let mut payload = Vec::new();
-            assert_eq!(read_frame(&mut wire.as_slice(), &mut payload).unwrap(), Some(Kind::Data));
-            let mut scratch = Vec::new();
-            let block = read_block(&payload, &mut scratch).unwrap();
-            assert_eq!((block.offset, block.bytes), (1 << 40, bytes.as_slice()));
-        }
-    }
-
-    #[test]
-    fn blocks_that_lie_are_refused() {
-        let mut scratch = Vec::new();
-        let mut wire = vec![0];
-        wire.extend(0u64.to_le_bytes());
-        wire.extend(5u32.to_le_bytes());
-        wire.extend(b"four");
-        assert!(read_block(&wire, &mut scratch).is_err());
-        wire[0] = 1;
-        assert!(read_block(&wire, &mut scratch).is_err());
-        wire[9..13].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(read_block(&wire, &mut scratch).is_err());
-        assert!(scratch.capacity() <= BLOCK);
-    }
-
-    #[test]
     fn entries_and_ranges_come_back() {
         let entry = Entry {
             kind: EntryKind::File,
@@ -400,6 +395,15 @@ mod tests {
         assert_eq!(Entry::decode(&entry.encode()).unwrap(), entry);
         let range = ReadRange { root: 0, path: "base/1/2".into(), offset: 8192, length: 9 };
         assert_eq!(ReadRange::decode(&range.encode()).unwrap(), range);
+        let compare = Compare { range, seed: 1 << 50, hashes: vec![1, 2, 3, 4, 5, 6, 7, 8] };
+        assert_eq!(Compare::decode(&compare.encode()).unwrap(), compare);
+        for done in [Done::Whole, Done::Short(1 << 40), Done::Gone] {
+            assert_eq!(Done::decode(&done.encode()).unwrap(), done);
+        }
+        assert!(Compare::decode(&compare.encode()[..20]).is_err());
+        assert!(
+            Done::decode(&[1, 0]).is_err() && Done::decode(&[0, 0]).is_err() && Done::decode(&[]).is_err()
+        );
         assert!(Entry::decode(b"").is_err());
         assert!(ReadRange::decode(&[0; 19]).is_err());
     }

@@ -1,6 +1,8 @@
 //! Owns the end that reads: `pgmahout source`, started over SSH, answers requests about one data
 //! directory and changes nothing.
 
+use super::blocks::{self, HASHED, Piece, Reader};
+use super::coding::Encoder;
 use super::protocol::*;
 use super::walk::{self, Found, Walk, named};
 use crate::postgres::version::PgVersion;
@@ -8,7 +10,7 @@ use base64::Engine;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Result, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,7 +24,13 @@ pub fn serve(mut from: impl Read, mut to: impl Write) -> Result<()> {
         let outcome = match (kind, &mut source) {
             (Kind::Open, _) => open(&payload, &mut to).map(|opened| source = Some(opened)),
             (Kind::List, Some(source)) => source.list(&payload, &mut to),
-            (Kind::Read, Some(source)) => source.read(&payload, &mut to),
+            (Kind::Read, Some(source)) => {
+                ReadRange::decode(&payload).and_then(|range| source.send(&range, None, &mut to))
+            }
+            (Kind::Compare, Some(source)) => Compare::decode(&payload).and_then(|compare| {
+                let theirs = Theirs { seed: compare.seed, hashes: &compare.hashes };
+                source.send(&compare.range, Some(theirs), &mut to)
+            }),
             _ => Err(bad("a request out of order")),
         };
         if let Err(error) = outcome {
@@ -52,9 +60,56 @@ impl Pulse {
 struct Source {
     data: PathBuf,
     buffer: Vec<u8>,
-    scratch: Vec<u8>,
+    encoder: Encoder,
+    pace: Pace,
     // The file of the last range: the ranges of a large file come one after the other.
-    opened: Option<((u32, String), File)>,
+    opened: Option<((u32, String), Reader)>,
+}
+
+/// Keeps what is read below a rate, so that the server beside us keeps its disks and its line.
+struct Pace {
+    bytes_per_second: u64,
+    begin: Instant,
+    read: u64,
+}
+
+impl Pace {
+    /// `bytes` are about to be read; waits until they may be.
+    fn wait(&mut self, bytes: usize) {
+        if self.bytes_per_second == 0 {
+            return;
+        }
+        let due = Duration::from_secs_f64(self.read as f64 / self.bytes_per_second as f64);
+        let now = self.begin.elapsed();
+        if due > now {
+            std::thread::sleep(due - now);
+        } else if now - due > Duration::from_secs(1) {
+            // What was not used while nothing was asked for is not made up for later.
+            (self.begin, self.read) = (Instant::now(), 0);
+        }
+        self.read += bytes as u64;
+    }
+}
+
+/// What the target has of a part.
+struct Theirs<'a> {
+    seed: u64,
+    hashes: &'a [u8],
+}
+
+impl Theirs<'_> {
+    fn has(&self, index: usize, block: &[u8]) -> bool {
+        let hash = self.hashes.get(index * 8..index * 8 + 8);
+        hash.is_some_and(|hash| hash == blocks::hash(self.seed, block).to_le_bytes())
+    }
+}
+
+/// What is done with a block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Same,
+    Zero,
+    Send,
 }
 
 fn open(payload: &[u8], to: &mut impl Write) -> Result<Source> {
@@ -82,7 +137,14 @@ fn open(payload: &[u8], to: &mut impl Write) -> Result<Source> {
         inode: metadata.ino(),
     };
     write_frame(to, Kind::Facts, &serde_json::to_vec(&facts)?)?;
-    Ok(Source { data, buffer: vec![0; BLOCK], scratch: Vec::new(), opened: None })
+    let pace = Pace { bytes_per_second: request.max_rate, begin: Instant::now(), read: 0 };
+    Ok(Source {
+        data,
+        buffer: vec![0; BLOCK],
+        encoder: Encoder::new(request.compression),
+        pace,
+        opened: None,
+    })
 }
 
 /// Identifies the running system; the same in every container and namespace of it.
@@ -155,59 +217,127 @@ impl Source {
         }
     }
 
-    fn read(&mut self, payload: &[u8], to: &mut impl Write) -> Result<()> {
-        let range = ReadRange::decode(payload)?;
+    /// Opens the file of a range; false when it is gone.
+    fn open_file(&mut self, range: &ReadRange) -> Result<bool> {
         let key = (range.root, range.path.clone());
-        if self.opened.as_ref().is_none_or(|(opened, _)| *opened != key) {
-            self.opened = None;
-            check_relative(&range.path)?;
-            // A tablespace may be dropped at any time, as a file may.
-            let path = match self.root(range.root) {
-                Ok(root) => root.join(&range.path),
-                Err(e) if e.kind() == ErrorKind::NotFound => {
-                    return write_frame(to, Kind::Done, &Done::Gone.encode());
-                }
-                Err(e) => return Err(e),
-            };
-            let mut options = fs::OpenOptions::new();
-            match options.read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path) {
-                Ok(file) if file.metadata()?.is_file() => self.opened = Some((key, file)),
-                Ok(_) => return Err(bad(format!("a request for {}, which is no file", path.display()))),
-                Err(e) if e.kind() == ErrorKind::NotFound => {
-                    return write_frame(to, Kind::Done, &Done::Gone.encode());
-                }
-                Err(e) => return Err(named(&path, e)),
-            }
+        if self.opened.as_ref().is_some_and(|(opened, _)| *opened == key) {
+            return Ok(true);
         }
-        let (_, file) = self.opened.as_ref().expect("opened above");
+        self.opened = None;
+        check_relative(&range.path)?;
+        // A tablespace may be dropped at any time, as a file may.
+        let path = match self.root(range.root) {
+            Ok(root) => root.join(&range.path),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        let mut options = fs::OpenOptions::new();
+        match options.read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path) {
+            Ok(file) if file.metadata()?.is_file() => self.opened = Some((key, Reader::new(file)?)),
+            Ok(_) => return Err(bad(format!("a request for {}, which is no file", path.display()))),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(named(&path, e)),
+        }
+        Ok(true)
+    }
+
+    /// Sends a part of a file: all of it, or what the target does not have.
+    fn send(&mut self, range: &ReadRange, theirs: Option<Theirs>, to: &mut impl Write) -> Result<()> {
+        if !self.open_file(range)? {
+            return write_frame(to, Kind::Done, &Done::Gone.encode());
+        }
+        let (_, reader) = self.opened.as_ref().expect("opened above");
         let end = range.offset.saturating_add(range.length);
+        let mut out = Out { to, encoder: &mut self.encoder, zeroes: (range.offset, 0) };
+        let mut pulse = Pulse(Instant::now());
         let mut at = range.offset;
+        let index = |at: u64| ((at - range.offset) / HASHED as u64) as usize;
         while at < end {
-            let want = (end - at).min(BLOCK as u64) as usize;
-            let have = read_full(file, &mut self.buffer[..want], at).map_err(|e| named(&self.data, e))?;
-            if have > 0 {
-                write_block(to, at, &self.buffer[..have], &mut self.scratch)?;
+            let piece = reader.next(at..end, &mut self.buffer).map_err(|e| named(&self.data, e))?;
+            match piece {
+                Piece::Read(have) => {
+                    self.pace.wait(have);
+                    let read = &self.buffer[..have];
+                    let fate = |block: &[u8], n: usize| match &theirs {
+                        Some(theirs) if theirs.has(index(at) + n, block) => Fate::Same,
+                        _ if blocks::is_zero(block) => Fate::Zero,
+                        _ => Fate::Send,
+                    };
+                    let mut run = (Fate::Same, 0);
+                    for (n, block) in read.chunks(HASHED).enumerate() {
+                        let now = fate(block, n);
+                        if now != run.0 {
+                            let until = n * HASHED;
+                            out.give(run.0, at + run.1 as u64, &read[run.1..until])?;
+                            run = (now, until);
+                        }
+                    }
+                    out.give(run.0, at + run.1 as u64, &read[run.1..])?;
+                    at += have as u64;
+                }
+                Piece::Hole(length) => {
+                    let mut n = index(at);
+                    blocks::zeroes(length, |block| {
+                        if theirs.as_ref().is_none_or(|theirs| !theirs.has(n, block)) {
+                            let offset = range.offset + (n * HASHED) as u64;
+                            out.zero(offset, block.len() as u64)?;
+                        }
+                        n += 1;
+                        Ok(())
+                    })?;
+                    at += length;
+                }
+                Piece::End => {
+                    out.flush()?;
+                    let size = reader.file().metadata()?.len().min(at);
+                    return write_frame(to, Kind::Done, &Done::Short(size).encode());
+                }
             }
-            at += have as u64;
-            if have < want {
-                return write_frame(to, Kind::Done, &Done::Short.encode());
-            }
+            pulse.beat(out.to)?;
         }
+        out.flush()?;
         write_frame(to, Kind::Done, &Done::Whole.encode())
     }
 }
 
-fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
-    let mut have = 0;
-    while have < buffer.len() {
-        match file.read_at(&mut buffer[have..], offset + have as u64) {
-            Ok(0) => break,
-            Ok(n) => have += n,
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+/// The answer to one request.
+struct Out<'a, W: Write> {
+    to: &'a mut W,
+    encoder: &'a mut Encoder,
+    /// Offset and length of zeroes that were not named yet: more may follow.
+    zeroes: (u64, u64),
+}
+
+impl<W: Write> Out<'_, W> {
+    fn give(&mut self, fate: Fate, offset: u64, bytes: &[u8]) -> Result<()> {
+        match fate {
+            _ if bytes.is_empty() => Ok(()),
+            Fate::Same => Ok(()),
+            Fate::Zero => self.zero(offset, bytes.len() as u64),
+            Fate::Send => {
+                // In the file's order: a small file is put together by it.
+                self.flush()?;
+                self.encoder.write_block(self.to, offset, bytes)
+            }
         }
     }
-    Ok(have)
+
+    fn zero(&mut self, offset: u64, length: u64) -> Result<()> {
+        if self.zeroes.0 + self.zeroes.1 != offset {
+            self.flush()?;
+            self.zeroes = (offset, 0);
+        }
+        self.zeroes.1 += length;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let (offset, length) = std::mem::take(&mut self.zeroes);
+        if length == 0 {
+            return Ok(());
+        }
+        write_frame(self.to, Kind::Zero, &[offset.to_le_bytes(), length.to_le_bytes()].concat())
+    }
 }
 
 /// A path that stays below its root: relative, of plain names only.

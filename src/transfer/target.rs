@@ -1,211 +1,24 @@
-//! Owns the end that asks and writes: the client of one stream, and the copy over several of them.
+//! Owns the end that asks and writes: a copy over several streams, of everything or of what differs.
 
+use super::blocks::{self, Reader};
 use super::protocol::*;
-use super::source::check_relative;
+use super::stream::{Answer, Stream};
+use crate::durable::{self, Context};
 use crate::error::{Error, Result};
+use crate::postgres::files::relation_of;
+use crate::postgres::page::{self, PAGE, PAGES_PER_SEGMENT};
+use crate::postgres::wal::Lsn;
 use crate::process::check_interrupt;
 use crate::progress::Progress;
-use crate::ssh::{Remote, RemoteProcess};
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-
-/// One stream to a source.
-pub struct Stream {
-    io: BufReader<Counted>,
-    host: String,
-    payload: Vec<u8>,
-    scratch: Vec<u8>,
-    pending: Vec<u8>,
-}
-
-/// Counts what comes over the wire.
-struct Counted {
-    inner: Box<dyn RemoteProcess>,
-    received: u64,
-}
-
-impl Read for Counted {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.received += n as u64;
-        Ok(n)
-    }
-}
-
-/// libssh2's own receive buffer is about this; more does not make it faster (DESIGN.md).
-const READ_BUFFER: usize = 64 * 1024;
-
-impl Stream {
-    /// Starts `agent source` (a shell word) on the other side and opens PGDATA there.
-    pub fn open(remote: &dyn Remote, agent: &str, data: &str) -> Result<(Stream, FactsAnswer)> {
-        let process = remote.exec(&format!("exec {agent} source"))?;
-        Stream::over(process, remote.label(), data)
-    }
-
-    /// As [`Stream::open`], over a process that is already a source.
-    pub fn over(process: Box<dyn RemoteProcess>, host: &str, data: &str) -> Result<(Stream, FactsAnswer)> {
-        let counted = Counted { inner: process, received: 0 };
-        let mut stream = Stream {
-            io: BufReader::with_capacity(READ_BUFFER, counted),
-            host: host.to_owned(),
-            payload: Vec::new(),
-            scratch: Vec::new(),
-            pending: Vec::new(),
-        };
-        stream.skip_noise()?;
-        let request = serde_json::to_vec(&Open { data_directory: data.to_owned() }).expect("plain text");
-        stream.ask(Kind::Open, &request)?;
-        match stream.answer()? {
-            Kind::Facts => {
-                let facts = serde_json::from_slice(&stream.payload).map_err(|e| stream.broken(bad(e)))?;
-                Ok((stream, facts))
-            }
-            kind => Err(stream.unexpected(kind)),
-        }
-    }
-
-    fn broken(&self, error: std::io::Error) -> Error {
-        use std::io::ErrorKind::*;
-        let why = match error.kind() {
-            UnexpectedEof | BrokenPipe | ConnectionReset => "the connection ended".into(),
-            TimedOut | WouldBlock => "no answer for a minute".into(),
-            _ => error.to_string(),
-        };
-        Error::SshBroken { host: self.host.clone(), why }
-    }
-
-    fn unexpected(&self, kind: Kind) -> Error {
-        self.broken(bad(format!("a frame {kind:?} out of order")))
-    }
-
-    fn skip_noise(&mut self) -> Result<()> {
-        let greeting = &GREETING[1..];
-        let (mut line, mut noise) = (Vec::new(), 0);
-        loop {
-            line.clear();
-            let mut limited = (&mut self.io).take(NOISE_LIMIT as u64);
-            let n = limited.read_until(b'\n', &mut line).map_err(|e| self.broken(e))?;
-            if line == greeting {
-                return Ok(());
-            }
-            noise += n;
-            if n == 0 || noise > NOISE_LIMIT {
-                let said = String::from_utf8_lossy(&line).into_owned();
-                return Err(Error::NoSource { host: self.host.clone(), said: said.trim().to_owned() });
-            }
-        }
-    }
-
-    /// Collects a request; it goes out with the next [`Stream::flush`].
-    fn queue(&mut self, kind: Kind, payload: &[u8]) {
-        write_frame(&mut self.pending, kind, payload).expect("a Vec takes everything");
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        let Counted { inner, .. } = self.io.get_mut();
-        let sent = inner.write_all(&self.pending).and_then(|()| inner.flush());
-        self.pending.clear();
-        sent.map_err(|e| self.broken(e))
-    }
-
-    fn ask(&mut self, kind: Kind, payload: &[u8]) -> Result<()> {
-        self.queue(kind, payload);
-        self.flush()
-    }
-
-    fn answer(&mut self) -> Result<Kind> {
-        loop {
-            check_interrupt()?;
-            match read_frame(&mut self.io, &mut self.payload) {
-                Ok(Some(Kind::Alive)) => {}
-                Ok(Some(Kind::Failed)) => {
-                    let why = String::from_utf8_lossy(&self.payload).into_owned();
-                    return Err(Error::SourceFailed { host: self.host.clone(), why });
-                }
-                Ok(Some(kind)) => return Ok(kind),
-                Ok(None) => return Err(self.broken(std::io::ErrorKind::UnexpectedEof.into())),
-                Err(e) => return Err(self.broken(e)),
-            }
-        }
-    }
-
-    /// Bytes received so far, as SSH delivered them.
-    pub fn received(&self) -> u64 {
-        self.io.get_ref().received
-    }
-
-    /// Asks for a manifest; each entry has passed [`check_entry`].
-    pub fn list(&mut self, request: &List, mut each: impl FnMut(Entry) -> Result<()>) -> Result<()> {
-        self.ask(Kind::List, &serde_json::to_vec(request).expect("plain data"))?;
-        loop {
-            match self.answer()? {
-                Kind::Entry => {
-                    let entry = Entry::decode(&self.payload).and_then(check_entry);
-                    each(entry.map_err(|e| self.broken(e))?)?;
-                }
-                Kind::End => return Ok(()),
-                kind => return Err(self.unexpected(kind)),
-            }
-        }
-    }
-
-    /// A whole small file; `None` when it is not there.
-    pub fn read_file(&mut self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
-        let range = ReadRange { root: 0, path: path.to_owned(), offset: 0, length: limit };
-        self.ask(Kind::Read, &range.encode())?;
-        let mut content = Vec::new();
-        loop {
-            match self.answer()? {
-                Kind::Data => {
-                    let block = read_block(&self.payload, &mut self.scratch)
-                        .map_err(|e| Error::SshBroken { host: self.host.clone(), why: e.to_string() })?;
-                    if block.offset != content.len() as u64 || block.offset >= limit {
-                        return Err(self.broken(bad("a block that was not asked for")));
-                    }
-                    content.extend_from_slice(block.bytes);
-                }
-                Kind::Done => {
-                    let done = Done::decode(&self.payload).map_err(|e| self.broken(e))?;
-                    return Ok((done != Done::Gone).then_some(content));
-                }
-                kind => return Err(self.unexpected(kind)),
-            }
-        }
-    }
-}
-
-/// No file of a cluster is larger: segments have 1 GB unless built otherwise.
-const SIZE_LIMIT: u64 = 1 << 42;
-
-/// Refuses an entry that a cluster cannot have: the other side is not trusted to write anywhere but below
-/// the roots.
-fn check_entry(entry: Entry) -> std::io::Result<Entry> {
-    match entry.kind {
-        EntryKind::Tablespace if entry.size == 0 => {
-            let path = Path::new(&entry.path);
-            let clean = path.is_absolute() && check_relative(entry.path.trim_start_matches('/')).is_ok();
-            if !clean || entry.root == 0 {
-                return Err(bad(format!("a tablespace at {:?}", entry.path)));
-            }
-        }
-        _ => check_relative(&entry.path)?,
-    }
-    // In a tablespace a server has only directories of its own naming: whatever path the other side gave
-    // the tablespace, nothing else can be written there.
-    if entry.root != 0 && entry.kind != EntryKind::Tablespace && !entry.path.starts_with("PG_") {
-        return Err(bad(format!("{:?} in a tablespace", entry.path)));
-    }
-    if entry.size > SIZE_LIMIT {
-        return Err(bad(format!("a file of {} bytes", entry.size)));
-    }
-    Ok(entry)
-}
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Where the roots of a manifest lie here: 0 is PGDATA, the others are tablespaces by OID.
 #[derive(Clone, Debug, Default)]
@@ -218,57 +31,119 @@ impl Roots {
     }
 }
 
-/// What has to be copied: the directories are made first, then the files in parts.
+/// What has to be copied: the directories are made first, then the files in parts. A million files take some 30 MB: their
+/// paths are kept as a directory and a name.
 #[derive(Default)]
 pub struct Work {
-    files: Vec<(u32, u32, String)>,
-    parts: Vec<Part>,
+    directories: Vec<(u32, String)>,
+    names: String,
+    files: Vec<FileOf>,
     /// Bytes of all files.
     pub bytes: u64,
 }
 
 #[derive(Clone, Copy)]
-struct Part {
-    file: u32,
-    offset: u64,
-    length: u64,
+struct FileOf {
+    directory: u32,
+    /// Where its name ends in `names`; it begins where the one before ends.
+    name_end: u32,
+    /// Its size, and above [`MODE_SHIFT`] its permission bits.
+    size_and_mode: u64,
 }
 
-/// A larger file is split, so that the last one does not keep one stream busy while the others idle.
+/// Sizes are below 2^43 ([`super::stream`] sees to it), and permissions have 9 bits.
+const MODE_SHIFT: u32 = 48;
+
+/// A part of a file of the work.
+struct Part {
+    file: u32,
+    range: ReadRange,
+    /// The part has something to be compared with here.
+    compare: bool,
+}
+
+/// A larger file is split, so that the last one does not keep one stream busy while the others idle. The hashes of one
+/// part fit into a frame.
 const PART: u64 = 16 << 20;
 
 impl Work {
     /// Adds a file of the manifest.
     pub fn add(&mut self, entry: Entry) {
-        let file = self.files.len() as u32;
-        self.bytes += entry.size;
-        let mut offset = 0;
-        loop {
-            let length = (entry.size - offset).min(PART);
-            self.parts.push(Part { file, offset, length });
-            offset += length;
-            if offset >= entry.size {
-                break;
-            }
+        let (directory, name) = entry.path.rsplit_once('/').unwrap_or(("", &entry.path));
+        if self
+            .directories
+            .last()
+            .is_none_or(|(root, path)| (*root, path.as_str()) != (entry.root, directory))
+        {
+            self.directories.push((entry.root, directory.to_owned()));
         }
-        self.files.push((entry.root, entry.mode, entry.path));
+        self.names.push_str(name);
+        self.files.push(FileOf {
+            directory: self.directories.len() as u32 - 1,
+            name_end: self.names.len() as u32,
+            size_and_mode: entry.size | u64::from(entry.mode) << MODE_SHIFT,
+        });
+        self.bytes += entry.size;
     }
 
     /// Number of files.
     pub fn files(&self) -> usize {
         self.files.len()
     }
+
+    fn size(&self, file: u32) -> u64 {
+        self.files[file as usize].size_and_mode & ((1 << MODE_SHIFT) - 1)
+    }
+
+    fn mode(&self, file: u32) -> u32 {
+        (self.files[file as usize].size_and_mode >> MODE_SHIFT) as u32
+    }
+
+    /// Root and path of a file.
+    fn path(&self, file: u32) -> (u32, String) {
+        let FileOf { directory, name_end, .. } = self.files[file as usize];
+        let begin = match file {
+            0 => 0,
+            file => self.files[file as usize - 1].name_end,
+        };
+        let name = &self.names[begin as usize..name_end as usize];
+        match &self.directories[directory as usize] {
+            (root, directory) if directory.is_empty() => (*root, name.to_owned()),
+            (root, directory) => (*root, format!("{directory}/{name}")),
+        }
+    }
 }
 
 /// What a copy did.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Copied {
-    /// Files written.
+    /// Files of the source.
     pub files: u64,
-    /// Bytes written.
+    /// Bytes of its files.
     pub bytes: u64,
+    /// It was compared with what was here.
+    pub compared: bool,
+    /// Bytes that were written here: all, or those of the blocks that differed.
+    pub written_bytes: u64,
     /// Bytes received, as SSH delivered them (compressed).
     pub wire_bytes: u64,
+    /// Bytes sent: requests, and the hashes of what is here.
+    pub sent_bytes: u64,
+    /// Pages whose checksum was wrong on the source, however often they were read: file and block of the relation, a
+    /// hundred of them at most.
+    pub damaged_pages: Vec<String>,
+    /// How many there were.
+    pub damaged: u64,
+}
+
+/// How a copy is to be made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Manner {
+    /// What lies below the roots already is compared, and only what differs is asked for.
+    pub compare: bool,
+    /// The pages of relations carry checksums, and are verified: where the backup began. What a page of later than
+    /// this holds is written anew by replay.
+    pub verify_since: Option<Lsn>,
 }
 
 /// Bytes asked for ahead of their arrival, per stream: enough to hide the round trip of a long line,
@@ -285,16 +160,34 @@ pub fn make_directory(path: &Path, mode: u32) -> Result<()> {
 }
 
 /// Copies everything in `work` below `roots` over all `streams` at once. Nothing is synced here.
-pub fn copy(streams: &mut [&mut Stream], work: &Work, roots: &Roots, progress: &Progress) -> Result<Copied> {
-    let before: u64 = streams.iter().map(|s| s.received()).sum();
+///
+/// What is compared may be anything: a cluster that has diverged, or what a copy that broke off has left. A block that
+/// stays is, by its hash, the one that the source had when it read it, which was after the backup's start, as it is for
+/// a block that is sent. So what is here in the end could as well have been copied whole, and replay from the backup's
+/// start makes it consistent in the same way.
+pub fn copy(
+    streams: &mut [&mut Stream],
+    work: &Work,
+    roots: &Roots,
+    manner: Manner,
+    progress: &Progress,
+) -> Result<Copied> {
+    let wire = |streams: &[&mut Stream]| {
+        streams.iter().map(|s| s.on_the_wire()).fold((0, 0), |(a, b), (x, y)| (a + x, b + y))
+    };
+    let before = wire(streams);
     let shared = Shared {
         work,
         roots,
+        manner,
         progress,
-        next: AtomicUsize::new(0),
+        seed: random(),
+        next: Mutex::new(Cursor::default()),
         stop: AtomicBool::new(false),
         first_error: Mutex::new(None),
-        bytes: AtomicU64::new(0),
+        written: AtomicU64::new(0),
+        ends: Mutex::new(BTreeMap::new()),
+        suspects: Mutex::new(Vec::new()),
     };
     std::thread::scope(|scope| {
         for stream in streams.iter_mut() {
@@ -306,182 +199,339 @@ pub fn copy(streams: &mut [&mut Stream], work: &Work, roots: &Roots, progress: &
             });
         }
     });
-    if let Some(error) = shared.first_error.into_inner().expect("no panic in a worker") {
+    if let Some(error) = shared.first_error.lock().expect("no panic in a worker").take() {
         return Err(error);
     }
-    let after: u64 = streams.iter().map(|s| s.received()).sum();
-    Ok(Copied { files: work.files() as u64, bytes: shared.bytes.into_inner(), wire_bytes: after - before })
+    let damaged = match streams.first_mut() {
+        Some(stream) => shared.look_again(stream)?,
+        None => Vec::new(),
+    };
+    shared.cut_off()?;
+    let after = wire(streams);
+    Ok(Copied {
+        files: work.files() as u64,
+        bytes: work.bytes,
+        compared: manner.compare,
+        written_bytes: shared.written.into_inner(),
+        wire_bytes: after.0 - before.0,
+        sent_bytes: after.1 - before.1,
+        damaged: damaged.len() as u64,
+        damaged_pages: damaged.into_iter().take(100).collect(),
+    })
+}
+
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    openssl::rand::rand_bytes(&mut bytes).expect("OpenSSL has random bytes");
+    u64::from_le_bytes(bytes)
+}
+
+/// The next part that nobody has taken.
+#[derive(Default)]
+struct Cursor {
+    file: u32,
+    offset: u64,
+    /// The file has something to be compared with.
+    compare: bool,
+}
+
+/// A file that is being written.
+struct Current {
+    file: u32,
+    handle: File,
+    /// The first page of it, where its pages are verified.
+    first_block: Option<u32>,
 }
 
 struct Shared<'a> {
     work: &'a Work,
     roots: &'a Roots,
+    manner: Manner,
     progress: &'a Progress,
-    next: AtomicUsize,
+    seed: u64,
+    next: Mutex<Cursor>,
     stop: AtomicBool,
     first_error: Mutex<Option<Error>>,
-    bytes: AtomicU64,
+    written: AtomicU64,
+    /// Files that were shorter on the source than its manifest said: how long; none for those that are gone.
+    ends: Mutex<BTreeMap<u32, Option<u64>>>,
+    /// Pages whose checksum is wrong: file and offset.
+    suspects: Mutex<Vec<(u32, u64)>>,
 }
 
 impl Shared<'_> {
     fn run(&self, stream: &mut Stream) -> Result<()> {
         let mut ahead: VecDeque<Part> = VecDeque::new();
         let mut ahead_bytes = 0;
-        let mut current: Option<(u32, File)> = None;
+        let mut current: Option<Current> = None;
+        let mut own: Option<(u32, Reader)> = None;
+        let mut buffer = vec![0; if self.manner.compare { BLOCK } else { 0 }];
         loop {
             while ahead.is_empty() || ahead_bytes < AHEAD_BYTES && ahead.len() < AHEAD_REQUESTS {
-                let index = self.next.fetch_add(1, Ordering::Relaxed);
-                let Some(part) = self.work.parts.get(index).copied() else { break };
-                if part.length == 0 {
+                let Some(part) = self.next_part()? else { break };
+                if part.range.length == 0 {
                     // Empty files need no question: were they to grow now, the WAL has it.
-                    self.create(part.file)?;
+                    self.open(part.file)?;
                     continue;
                 }
-                let (root, _, path) = &self.work.files[part.file as usize];
-                let range =
-                    ReadRange { root: *root, path: path.clone(), offset: part.offset, length: part.length };
-                stream.queue(Kind::Read, &range.encode());
-                ahead_bytes += part.length;
+                if part.compare {
+                    let hashes = self.own_hashes(&part, &mut own, &mut buffer)?;
+                    let range = part.range.clone();
+                    stream.compare(&Compare { range, seed: self.seed, hashes });
+                } else {
+                    stream.read(&part.range);
+                }
+                ahead_bytes += part.range.length;
                 ahead.push_back(part);
+                if self.manner.compare {
+                    // The source may begin with this one while the next is hashed here.
+                    stream.flush()?;
+                }
             }
             stream.flush()?;
             let Some(part) = ahead.pop_front() else { return Ok(()) };
-            ahead_bytes -= part.length;
+            ahead_bytes -= part.range.length;
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            self.receive(stream, part, &mut current)?;
+            self.receive(stream, &part, &mut current)?;
         }
     }
 
-    fn create(&self, file: u32) -> Result<(PathBuf, File)> {
-        let (root, mode, path) = &self.work.files[file as usize];
-        let path = self.roots.path(*root, path).ok_or(Error::UnknownRoot { root: *root })?;
+    fn next_part(&self) -> Result<Option<Part>> {
+        let mut next = self.next.lock().expect("no panic in a worker");
+        let file = next.file;
+        if file as usize >= self.work.files() {
+            return Ok(None);
+        }
+        let (root, path) = self.work.path(file);
+        let size = self.work.size(file);
+        if next.offset == 0 {
+            next.compare = self.manner.compare && self.make_comparable(root, &path, size)?;
+        }
+        let offset = next.offset;
+        let length = (size - offset).min(PART);
+        let compare = next.compare;
+        next.offset += length;
+        if next.offset >= size {
+            (next.file, next.offset) = (file + 1, 0);
+        }
+        Ok(Some(Part { file, range: ReadRange { root, path, offset, length }, compare }))
+    }
+
+    /// True when the file is here and not empty; it has the size of the source's then.
+    fn make_comparable(&self, root: u32, relative: &str, size: u64) -> Result<bool> {
+        let path = self.roots.path(root, relative).ok_or(Error::UnknownRoot { root })?;
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_file() => {
+                if found.len() != size {
+                    let file = OpenOptions::new().write(true).open(&path).on("open", &path)?;
+                    file.set_len(size).on("set the size of", &path)?;
+                }
+                Ok(found.len() > 0 && size > 0)
+            }
+            Ok(found) if found.is_dir() => durable::remove_tree(&path).map(|()| false),
+            // A link, a socket: nothing of a cluster.
+            Ok(_) => fs::remove_file(&path).on("remove", &path).map(|()| false),
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn own_hashes(&self, part: &Part, own: &mut Option<(u32, Reader)>, buffer: &mut [u8]) -> Result<Vec<u8>> {
+        let path = self.roots.path(part.range.root, &part.range.path).unwrap_or_default();
+        if own.as_ref().is_none_or(|(file, _)| *file != part.file) {
+            let opened = File::open(&path).and_then(Reader::new).on("read", &path)?;
+            *own = Some((part.file, opened));
+        }
+        let (_, reader) = own.as_ref().expect("opened above");
+        let end = part.range.offset + part.range.length;
+        blocks::hashes(reader, part.range.offset..end, self.seed, buffer).on("read", &path)
+    }
+
+    fn full_path(&self, file: u32) -> Result<PathBuf> {
+        let (root, relative) = self.work.path(file);
+        self.roots.path(root, &relative).ok_or(Error::UnknownRoot { root })
+    }
+
+    fn open(&self, file: u32) -> Result<Current> {
+        let path = self.full_path(file)?;
+        let (root, relative) = self.work.path(file);
         // No truncation: another stream may have begun with another part of it.
-        let opened =
-            OpenOptions::new().write(true).create(true).truncate(false).mode(*mode | 0o600).open(&path);
-        match opened {
-            Ok(file) => Ok((path, file)),
-            Err(source) => Err(Error::File { action: "create", path, source }),
-        }
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(self.work.mode(file) | 0o600);
+        let handle = options.custom_flags(nix::libc::O_NOFOLLOW).open(&path).on("create", &path)?;
+        let relation = self.manner.verify_since.and_then(|_| relation_of(&in_data(root, &relative)));
+        let first_block = relation.map(|relation| relation.segment.wrapping_mul(PAGES_PER_SEGMENT));
+        Ok(Current { file, handle, first_block })
     }
 
-    fn receive(&self, stream: &mut Stream, part: Part, current: &mut Option<(u32, File)>) -> Result<()> {
-        let end = part.offset + part.length;
+    fn receive(&self, stream: &mut Stream, part: &Part, current: &mut Option<Current>) -> Result<()> {
+        let end = part.range.offset + part.range.length;
+        let mut written_to = part.range.offset;
         loop {
-            match stream.answer()? {
-                Kind::Data => {
-                    let block = read_block(&stream.payload, &mut stream.scratch)
-                        .map_err(|e| Error::SshBroken { host: stream.host.clone(), why: e.to_string() })?;
-                    let inside =
-                        block.offset >= part.offset && block.offset + block.bytes.len() as u64 <= end;
-                    if !inside {
-                        return Err(stream.broken(bad("a block that was not asked for")));
-                    }
-                    if current.as_ref().is_none_or(|(file, _)| *file != part.file) {
-                        *current = Some((part.file, self.create(part.file)?.1));
-                    }
-                    let (_, file) = current.as_ref().expect("opened above");
-                    file.write_all_at(block.bytes, block.offset).map_err(|source| {
-                        let (root, _, path) = &self.work.files[part.file as usize];
-                        let path = self.roots.path(*root, path).unwrap_or_default();
-                        Error::File { action: "write", path, source }
-                    })?;
+            let answer = stream.next(part.range.offset..end)?;
+            if let Answer::Done(done) = answer {
+                if done == Done::Whole && !part.compare && written_to < end {
+                    // A new file ends in a hole, which needs an end. Not by its size, which another stream may have
+                    // made larger.
+                    let current = self.open(part.file)?;
+                    current.handle.write_all_at(&[0], end - 1).on("write", &self.full_path(part.file)?)?;
+                }
+                self.done(part, done);
+                return Ok(());
+            }
+            if current.as_ref().is_none_or(|current| current.file != part.file) {
+                *current = Some(self.open(part.file)?);
+            }
+            let current = current.as_ref().expect("opened above");
+            match answer {
+                Answer::Data(block) => {
+                    self.check_pages(current, block.offset, block.bytes);
+                    let written = current.handle.write_all_at(block.bytes, block.offset);
+                    written.on("write", &self.full_path(part.file)?)?;
                     let n = block.bytes.len() as u64;
-                    self.bytes.fetch_add(n, Ordering::Relaxed);
-                    self.progress.add(n);
-                }
-                Kind::Done => {
-                    match Done::decode(&stream.payload).map_err(|e| stream.broken(e))? {
-                        Done::Whole => {}
-                        // Truncated or dropped while we copy: replay truncates or drops it here too.
-                        Done::Short | Done::Gone => self.progress.add(0),
+                    written_to = block.offset + n;
+                    self.written.fetch_add(n, Ordering::Relaxed);
+                    if !part.compare {
+                        self.progress.add(n);
                     }
-                    return Ok(());
                 }
-                kind => return Err(stream.unexpected(kind)),
+                // A file that was made anew has a hole there.
+                Answer::Zero(_, length) if !part.compare => self.progress.add(length),
+                Answer::Zero(offset, length) => {
+                    let written = write_zeroes(&current.handle, offset, length);
+                    written.on("write", &self.full_path(part.file)?)?;
+                    self.written.fetch_add(length, Ordering::Relaxed);
+                }
+                Answer::Done(_) => unreachable!("answered above"),
             }
         }
     }
+
+    /// The end of a part. Truncated or dropped while we copy: replay truncates or drops it here too, but must not find
+    /// what stood behind the end here before.
+    fn done(&self, part: &Part, done: Done) {
+        if part.compare {
+            self.progress.add(part.range.length);
+        }
+        let end = match done {
+            Done::Whole => return,
+            Done::Short(size) => Some(size),
+            Done::Gone => Some(part.range.offset).filter(|offset| *offset > 0),
+        };
+        let mut ends = self.ends.lock().expect("no panic in a worker");
+        let shortest = ends.entry(part.file).or_insert(end);
+        *shortest = end.min(*shortest);
+    }
+
+    /// Cuts files that were shorter there than the manifest said, and removes those that are gone.
+    fn cut_off(&self) -> Result<()> {
+        for (file, size) in self.ends.lock().expect("no panic in a worker").iter() {
+            let path = self.full_path(*file)?;
+            let found = match fs::metadata(&path) {
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                found => found.on("look at", &path)?,
+            };
+            match size {
+                None => fs::remove_file(&path).on("remove", &path)?,
+                Some(size) if found.len() > *size => {
+                    let handle = OpenOptions::new().write(true).open(&path).on("open", &path)?;
+                    handle.set_len(*size).on("set the size of", &path)?;
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn check_pages(&self, current: &Current, offset: u64, bytes: &[u8]) {
+        let Some(first) = current.first_block else { return };
+        for (n, page) in bytes.chunks_exact(PAGE).enumerate() {
+            let at = offset + (n * PAGE) as u64;
+            if !self.is_sound(page, first, at) {
+                self.suspects.lock().expect("no panic in a worker").push((current.file, at));
+            }
+        }
+    }
+
+    fn is_sound(&self, page: &[u8], first_block: u32, offset: u64) -> bool {
+        let block = first_block.wrapping_add((offset / PAGE as u64) as u32);
+        page::is_sound(page, block) || self.manner.verify_since.is_some_and(|start| page::lsn(page) >= start)
+    }
+
+    /// A page that was read while the server was writing it may be torn: it is read again, until it is sound, or was
+    /// written since the backup began, so that replay writes it anew. Gives those that stay as they are.
+    fn look_again(&self, stream: &mut Stream) -> Result<Vec<String>> {
+        let mut suspects = std::mem::take(&mut *self.suspects.lock().expect("no panic in a worker"));
+        for round in 0..LOOKS {
+            if suspects.is_empty() {
+                return Ok(Vec::new());
+            }
+            if round > 0 {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            let mut left = Vec::new();
+            for (file, at) in suspects {
+                check_interrupt()?;
+                let ((root, path), current) = (self.work.path(file), self.open(file)?);
+                let range = ReadRange { root, path, offset: at, length: PAGE as u64 };
+                let page = stream.read_part(&range)?.unwrap_or_default();
+                if page.len() < PAGE {
+                    // Truncated or dropped by now.
+                    continue;
+                }
+                current.handle.write_all_at(&page, at).on("write", &self.full_path(file)?)?;
+                let first = current.first_block.expect("only such files have suspects");
+                if !self.is_sound(&page, first, at) {
+                    left.push((file, at));
+                }
+            }
+            suspects = left;
+        }
+        suspects.sort_unstable();
+        let name = |(file, at): &(u32, u64)| {
+            let (root, path) = self.work.path(*file);
+            let path = in_data(root, &path);
+            let first = relation_of(&path).map_or(0, |relation| relation.segment * PAGES_PER_SEGMENT);
+            format!("{path}: {}", first + (at / PAGE as u64) as u32)
+        };
+        Ok(suspects.iter().map(name).collect())
+    }
+}
+
+/// How often a page with a wrong checksum is read: a server writes one within a moment.
+const LOOKS: u32 = 5;
+
+/// A path as PGDATA sees it.
+fn in_data(root: u32, relative: &str) -> String {
+    match root {
+        0 => relative.to_owned(),
+        root => format!("pg_tblspc/{root}/{relative}"),
+    }
+}
+
+/// Makes zeroes of what stands there, without a byte of room where the file system can.
+fn write_zeroes(file: &File, offset: u64, length: u64) -> std::io::Result<()> {
+    use nix::fcntl::{FallocateFlags, fallocate};
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    if fallocate(file, punch, offset as i64, length as i64).is_ok() {
+        return Ok(());
+    }
+    let mut at = offset;
+    blocks::zeroes(length, |zeroes| {
+        file.write_all_at(zeroes, at)?;
+        at += zeroes.len() as u64;
+        Ok(())
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::coding::Encoder;
+    use super::super::peers::{PLAIN, cluster, hostile, stream_to, stream_with};
+    use super::super::stream::Wishes;
     use super::*;
     use crate::progress::Voice;
-    use crate::ssh::Ended;
-    use std::os::unix::net::UnixStream;
-
-    /// A source in this process, behind a socket pair.
-    struct InProcess(UnixStream);
-
-    impl Read for InProcess {
-        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-            self.0.read(buffer)
-        }
-    }
-    impl Write for InProcess {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.write(bytes)
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    impl RemoteProcess for InProcess {
-        fn send_eof(&mut self) -> std::io::Result<()> {
-            self.0.shutdown(std::net::Shutdown::Write)
-        }
-        fn finish(self: Box<Self>) -> Result<Ended> {
-            Ok(Ended { status: 0, stderr: String::new() })
-        }
-    }
-
-    fn stream_to(data: &Path) -> Stream {
-        let (here, there) = UnixStream::pair().unwrap();
-        std::thread::spawn(move || {
-            let _ = super::super::source::serve(there.try_clone().unwrap(), there);
-        });
-        Stream::over(Box::new(InProcess(here)), "test", data.to_str().unwrap()).unwrap().0
-    }
-
-    /// A peer that answers with these bytes, whatever it is asked.
-    fn hostile(answer: Vec<u8>) -> Stream {
-        let (here, mut there) = UnixStream::pair().unwrap();
-        std::thread::spawn(move || {
-            let _ = there.write_all(&answer);
-            let _ = std::io::copy(&mut there, &mut std::io::sink());
-        });
-        let counted = Counted { inner: Box::new(InProcess(here)), received: 0 };
-        Stream {
-            io: BufReader::new(counted),
-            host: "peer".into(),
-            payload: Vec::new(),
-            scratch: Vec::new(),
-            pending: Vec::new(),
-        }
-    }
-
-    fn cluster() -> tempfile::TempDir {
-        let data = tempfile::tempdir().unwrap();
-        for directory in ["global", "base", "base/5", "pg_tblspc", "pg_wal", "pg_wal/archive_status"] {
-            fs::create_dir(data.path().join(directory)).unwrap();
-        }
-        let write = |path: &str, content: &[u8]| fs::write(data.path().join(path), content).unwrap();
-        write("PG_VERSION", b"15\n");
-        write("global/pg_control", &[1; 8192]);
-        write("base/5/16384", &(0..40_000_000u32).map(|i| (i >> 12) as u8).collect::<Vec<_>>());
-        write("base/5/16385", b"");
-        write("base/5/16386", b"small");
-        write("base/5/16387", b"unlogged");
-        write("base/5/16387_init", b"init");
-        write("base/5/t3_16388", b"temporary");
-        write("postmaster.pid", b"1");
-        write("pg_wal/000000010000000000000001", b"wal");
-        data
-    }
-
-    const PLAIN: List = List { version: 150000, wal_from: None, with_backup_label: false };
 
     #[test]
     fn a_copy_over_three_streams_is_equal_and_leaves_out_what_it_must() {
@@ -500,8 +550,9 @@ mod tests {
             })
             .unwrap();
         let mut all: Vec<_> = streams.iter_mut().collect();
-        let copied = copy(&mut all, &work, &roots, &Progress::new(Voice::Quiet)).unwrap();
+        let copied = copy(&mut all, &work, &roots, Manner::default(), &Progress::new(Voice::Quiet)).unwrap();
         assert!(copied.wire_bytes < copied.bytes / 10, "it compresses: {copied:?}");
+        assert_eq!(copied.written_bytes, copied.bytes);
         for same in ["PG_VERSION", "base/5/16384", "base/5/16385", "base/5/16386", "base/5/16387_init"] {
             let (a, b) = (fs::read(data.path().join(same)), fs::read(target.path().join(same)));
             assert!(a.unwrap() == b.unwrap(), "{same}");
@@ -524,53 +575,167 @@ mod tests {
             let entry = Entry { kind: EntryKind::File, root: 0, mode: 0o600, size, path: path.into() };
             work.add(entry);
         }
-        copy(&mut [&mut streams[0]], &work, &roots, &Progress::new(Voice::Quiet)).unwrap();
+        copy(&mut [&mut streams[0]], &work, &roots, Manner::default(), &Progress::new(Voice::Quiet)).unwrap();
         assert!(!target.path().join("gone").exists());
         assert_eq!(fs::read(target.path().join("PG_VERSION")).unwrap(), b"15\n");
     }
 
     #[test]
-    fn a_source_shows_nothing_outside_its_roots() {
-        let data = cluster();
-        std::os::unix::fs::symlink("/etc/passwd", data.path().join("link")).unwrap();
-        for path in ["../etc/passwd", "/etc/passwd", "base/../../x", "link", "base", ""] {
-            let error = stream_to(data.path()).read_file(path, 100);
-            assert!(matches!(error, Err(Error::SourceFailed { .. })), "{path}: {error:?}");
-        }
-        assert_eq!(stream_to(data.path()).read_file("PG_VERSION", 100).unwrap().unwrap(), b"15\n");
-        assert_eq!(stream_to(data.path()).read_file("nothing", 100).unwrap(), None);
-    }
-
-    #[test]
-    fn entries_that_climb_out_are_refused() {
-        for (kind, size, path) in [
-            (EntryKind::File, 1, "../x"),
-            (EntryKind::File, 1, "/etc/x"),
-            (EntryKind::Directory, 0, "a/../../b"),
-            (EntryKind::Tablespace, 0, "relative"),
-            (EntryKind::Tablespace, 0, "/a/../b"),
-            (EntryKind::Tablespace, 1, "../outside"),
-            (EntryKind::File, 1, "authorized_keys"),
-            (EntryKind::File, 1 << 60, "PG_15_202209061/5/16384"),
-        ] {
-            let entry = Entry { kind, root: 7, mode: 0o600, size, path: path.into() };
-            let mut wire = Vec::new();
-            write_frame(&mut wire, Kind::Entry, &entry.encode()).unwrap();
-            let error = hostile(wire).list(&PLAIN, |_| panic!("{path} was let through"));
-            assert!(matches!(error, Err(Error::SshBroken { .. })), "{path}: {error:?}");
-        }
-    }
-
-    #[test]
     fn a_block_outside_its_range_is_refused() {
         let mut wire = Vec::new();
-        write_block(&mut wire, 1 << 30, b"far away", &mut Vec::new()).unwrap();
+        Encoder::new(Compression::Auto).write_block(&mut wire, 1 << 30, b"far away").unwrap();
         let target = tempfile::tempdir().unwrap();
         let roots = Roots(BTreeMap::from([(0, target.path().to_owned())]));
         let mut work = Work::default();
         work.add(Entry { kind: EntryKind::File, root: 0, mode: 0o600, size: 8192, path: "x".into() });
-        let error = copy(&mut [&mut hostile(wire)], &work, &roots, &Progress::new(Voice::Quiet));
+        let error =
+            copy(&mut [&mut hostile(wire)], &work, &roots, Manner::default(), &Progress::new(Voice::Quiet));
         assert!(error.unwrap_err().to_string().contains("not asked for"));
         assert!(!target.path().join("x").exists());
+    }
+
+    /// Copies `data` over what is in `target`.
+    fn copied(data: &Path, target: &Path, manner: Manner, wishes: Wishes) -> Copied {
+        let roots = Roots(BTreeMap::from([(0, target.to_owned())]));
+        let mut streams: Vec<_> = (0..2).map(|_| stream_with(data, wishes)).collect();
+        let mut work = Work::default();
+        let list = streams[0].list(&PLAIN, |entry| {
+            match entry.kind {
+                EntryKind::Directory => make_directory(&roots.path(0, &entry.path).unwrap(), entry.mode)?,
+                _ => work.add(entry),
+            }
+            Ok(())
+        });
+        list.unwrap();
+        let mut all: Vec<_> = streams.iter_mut().collect();
+        copy(&mut all, &work, &roots, manner, &Progress::new(Voice::Quiet)).unwrap()
+    }
+
+    const COMPARE: Manner = Manner { compare: true, verify_since: None };
+
+    fn same(a: &Path, b: &Path, path: &str) {
+        let (a, b) = (fs::read(a.join(path)).unwrap(), fs::read(b.join(path)).unwrap());
+        assert_eq!(a.len(), b.len(), "{path}");
+        assert!(a == b, "{path}");
+    }
+
+    #[test]
+    fn only_what_differs_travels() {
+        let (data, target) = (cluster(), tempfile::tempdir().unwrap());
+        let (from, to) = (data.path(), target.path());
+        copied(from, to, Manner::default(), Wishes::default());
+        let again = copied(from, to, COMPARE, Wishes::default());
+        assert_eq!(again.written_bytes, 0, "{again:?}");
+        // 8 bytes for a block of 8 kB, and a little for each file.
+        assert!(again.sent_bytes < 40_000_000 / 1000 + 3000 && again.wire_bytes < 3000, "{again:?}");
+
+        let big = OpenOptions::new().write(true).open(to.join("base/5/16384")).unwrap();
+        // Two pages that are not one run, one byte at the end, and one that is zero there.
+        for at in [8191, 20 * 8192, 39_999_999] {
+            big.write_all_at(&[255], at).unwrap();
+        }
+        let there = OpenOptions::new().write(true).open(from.join("base/5/16384")).unwrap();
+        there.write_all_at(&[0; 8192], 160 * 8192).unwrap();
+        let there = copied(from, to, COMPARE, Wishes::default());
+        same(from, to, "base/5/16384");
+        assert_eq!(there.written_bytes, 3 * 8192 + 40_000_000 % 8192, "{there:?}");
+    }
+
+    #[test]
+    fn whatever_was_here_is_as_it_is_there_in_the_end() {
+        let (data, target) = (cluster(), tempfile::tempdir().unwrap());
+        let (from, to) = (data.path(), target.path());
+        copied(from, to, Manner::default(), Wishes::default());
+        let write = |path: &str, content: &[u8]| fs::write(to.join(path), content).unwrap();
+        // Shorter, longer, empty, filled, a directory, a link, gone.
+        write("PG_VERSION", b"1");
+        write("base/5/16386", b"small, and much longer than there");
+        write("base/5/16385", b"empty there");
+        write("base/5/16387_init", b"");
+        let big = OpenOptions::new().write(true).open(to.join("base/5/16384")).unwrap();
+        big.set_len(1_000_000).unwrap();
+        fs::remove_file(to.join("global/pg_control")).unwrap();
+        fs::create_dir(to.join("global/pg_control")).unwrap();
+        write("elsewhere", b"not to be touched");
+        copied(from, to, COMPARE, Wishes::default());
+        for path in ["PG_VERSION", "base/5/16384", "base/5/16385", "base/5/16386", "base/5/16387_init"] {
+            same(from, to, path);
+        }
+        same(from, to, "global/pg_control");
+        fs::remove_file(to.join("PG_VERSION")).unwrap();
+        std::os::unix::fs::symlink(to.join("elsewhere"), to.join("PG_VERSION")).unwrap();
+        copied(from, to, COMPARE, Wishes::default());
+        same(from, to, "PG_VERSION");
+        assert!(!fs::symlink_metadata(to.join("PG_VERSION")).unwrap().is_symlink());
+        assert_eq!(fs::read(to.join("elsewhere")).unwrap(), b"not to be touched");
+    }
+
+    #[test]
+    fn holes_cost_nothing_and_have_their_size() {
+        let (data, target) = (cluster(), tempfile::tempdir().unwrap());
+        let (from, to) = (data.path(), target.path());
+        let sparse = File::create(from.join("base/5/20000")).unwrap();
+        sparse.set_len(3 << 30).unwrap();
+        sparse.write_all_at(&[1; 8192], 1 << 30).unwrap();
+        fs::write(from.join("base/5/20001"), vec![0; 100_000]).unwrap();
+        for manner in [Manner::default(), COMPARE] {
+            let done = copied(from, to, manner, Wishes::default());
+            assert!(done.written_bytes < 41_000_000, "{done:?}");
+            let there = File::open(to.join("base/5/20000")).unwrap();
+            let mut page = [0; 8192];
+            there.read_exact_at(&mut page, 1 << 30).unwrap();
+            assert_eq!(page, [1; 8192]);
+            use std::os::unix::fs::MetadataExt;
+            let found = there.metadata().unwrap();
+            assert!(found.len() == 3 << 30 && found.blocks() * 512 < 1 << 20, "{found:?}");
+            same(from, to, "base/5/20001");
+        }
+        // What was data here and is a hole there.
+        let here = OpenOptions::new().write(true).open(to.join("base/5/20000")).unwrap();
+        here.write_all_at(&[9; 20_000], 5_000_000).unwrap();
+        copied(from, to, COMPARE, Wishes::default());
+        let mut page = [7; 20_000];
+        File::open(to.join("base/5/20000")).unwrap().read_exact_at(&mut page, 5_000_000).unwrap();
+        assert_eq!(page, [0; 20_000]);
+    }
+
+    #[test]
+    fn every_compression_and_a_rate() {
+        let data = cluster();
+        for compression in ["none", "lz4", "zstd:3"] {
+            let target = tempfile::tempdir().unwrap();
+            let wishes = Wishes { compression: compression.parse().unwrap(), max_rate: 0 };
+            let done = copied(data.path(), target.path(), Manner::default(), wishes);
+            same(data.path(), target.path(), "base/5/16384");
+            assert_eq!(done.wire_bytes > done.bytes, compression == "none", "{compression}: {done:?}");
+        }
+        let target = tempfile::tempdir().unwrap();
+        let begin = std::time::Instant::now();
+        let wishes = Wishes { compression: Compression::Auto, max_rate: 10_000_000 };
+        copied(data.path(), target.path(), Manner::default(), wishes);
+        // 40 MB at 10 MB a second for each of two streams, whose first block is free.
+        assert!(begin.elapsed() > Duration::from_millis(1_500), "{:?}", begin.elapsed());
+        same(data.path(), target.path(), "base/5/16384");
+    }
+
+    #[test]
+    fn a_damaged_page_is_named_and_one_of_after_the_start_is_not() {
+        let (data, target) = (cluster(), tempfile::tempdir().unwrap());
+        let mut page = vec![0u8; PAGE];
+        // pd_lsn 0/1000, pd_upper not 0: no new page, and its checksum is wrong.
+        page[4..8].copy_from_slice(&0x1000u32.to_le_bytes());
+        page[15] = 0x20;
+        let sound = page::checksum(&page, 1).to_le_bytes();
+        let mut file = page.clone();
+        file.extend(&page);
+        file[PAGE + 8..PAGE + 10].copy_from_slice(&sound);
+        fs::write(data.path().join("base/5/30000"), file).unwrap();
+        let verify = |since| Manner { compare: false, verify_since: Some(Lsn(since)) };
+        let done = copied(data.path(), target.path(), verify(0x2000), Wishes::default());
+        assert!(done.damaged_pages.contains(&"base/5/30000: 0".to_owned()), "{done:?}");
+        assert!(!done.damaged_pages.contains(&"base/5/30000: 1".to_owned()), "{done:?}");
+        same(data.path(), target.path(), "base/5/30000");
+        let done = copied(data.path(), target.path(), verify(0x1000), Wishes::default());
+        assert!(!done.damaged_pages.iter().any(|page| page.contains("30000")), "{done:?}");
     }
 }

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::postgres::backup::BackupLabel;
 use crate::postgres::control::{ClusterState, ControlFile};
-use crate::postgres::files::{RelationFile, parse_relation_file};
+use crate::postgres::files::{RelationFile, relation_of};
 use crate::postgres::page::{self, PAGE, PAGES_PER_SEGMENT};
 use crate::postgres::recovery::last_setting;
 use crate::postgres::version::PgVersion;
@@ -340,13 +340,6 @@ impl<'a, W: Write> Archive<'a, W> {
         }
         damaged
     }
-}
-
-/// The relation that a file with checksums belongs to.
-fn relation_of(in_data: &str) -> Option<RelationFile> {
-    let (directory, name) = in_data.rsplit_once('/')?;
-    let relations = ["base/", "pg_tblspc/"].iter().any(|top| directory.starts_with(top));
-    (relations || directory == "global").then(|| parse_relation_file(name)).flatten()
 }
 
 /// A file's content for the tar: as many bytes as its header says, its pages looked at as they go by.

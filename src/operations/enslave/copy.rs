@@ -11,6 +11,7 @@ use super::super::{Context, standby};
 use super::place::{
     Layout, MARKER, Place, empty_directory, list, outside, remove_copy, unfinished_tablespaces, write_marker,
 };
+use super::reuse::Manifest;
 use super::session::Backup;
 use super::there::There;
 use crate::durable::{self, Context as _};
@@ -18,40 +19,68 @@ use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::layout::Service;
 use crate::postgres::control::ControlFile;
+use crate::postgres::page::{PAGE, PAGES_PER_SEGMENT};
 use crate::postgres::version::PgVersion;
-use crate::postgres::wal::{history_file_name, segment_name};
+use crate::postgres::wal::{Lsn, history_file_name, segment_name};
 use crate::progress::{Progress, bytes_text};
 use crate::settings::Origin;
 use crate::sql::Target;
 use crate::ssh::Remote;
+use crate::transfer::protocol::Compression;
 use crate::transfer::protocol::{Entry, EntryKind, List};
-use crate::transfer::target::{self, Copied, Roots, Stream, Work};
+use crate::transfer::stream::{Stream, Wishes};
+use crate::transfer::target::{self, Copied, Manner, Roots, Work};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// How the operator wants it.
+pub struct Settings {
+    /// Parallel SSH sessions.
+    pub sessions: usize,
+    /// How what is copied is compressed.
+    pub compression: Compression,
+    /// Bytes that the source may read in a second; 0 is as many as it can.
+    pub max_rate: u64,
+    /// The pages that come are verified, where they carry checksums.
+    pub verify: bool,
+}
+
 /// Copies the source, ready to start as a standby but not in PGDATA's place yet. The server here must be
-/// stopped. When it fails, nothing of the copy is left beside PGDATA.
+/// stopped. When the other side fails, or somebody interrupts it, what was copied beside PGDATA is left for the next
+/// run; when something here does, such as a full disk, nothing is left.
 pub fn run(
     context: Context,
     there: &mut There,
     layout: &Layout,
-    sessions: usize,
+    settings: &Settings,
     slot: &str,
 ) -> Result<Copied> {
     let root = match &layout.place {
         Place::Beside(staging) => staging.clone(),
         Place::InPlace(_) => layout.data.clone(),
     };
-    let outcome =
-        prepare(layout, &root).and_then(|()| copy_into(context, there, layout, &root, sessions, slot));
-    if let (Err(_), Place::Beside(staging)) = (&outcome, &layout.place) {
-        let outside = unfinished_tablespaces(staging);
-        if let Err(error) = remove_copy(staging, &outside) {
-            context.progress.warn(format!("what was copied is still there: {error}"));
+    let outcome = copy_into(context, there, layout, &root, settings, slot);
+    match (&outcome, &layout.place) {
+        (Err(Error::File { .. } | Error::UnknownRoot { .. }), Place::Beside(staging)) => {
+            let outside = unfinished_tablespaces(staging);
+            if let Err(error) = remove_copy(staging, &outside) {
+                context.progress.warn(format!("what was copied is still there: {error}"));
+            }
         }
+        (Err(_), Place::Beside(staging)) if staging.join(MARKER).exists() => {
+            let at = staging.display();
+            context.progress.step(format!("what was copied is in {at}; the same command goes on with it"));
+        }
+        (Err(_), Place::InPlace(_)) if layout.data.join(MARKER).exists() => {
+            let at = layout.data.display();
+            context.progress.warn(format!(
+                "{at} is a copy that is not complete, and cannot start; the same command goes on with it"
+            ));
+        }
+        _ => {}
     }
     outcome
 }
@@ -61,7 +90,7 @@ fn copy_into(
     there: &mut There,
     layout: &Layout,
     root: &Path,
-    sessions: usize,
+    settings: &Settings,
     slot: &str,
 ) -> Result<Copied> {
     let progress = context.progress;
@@ -72,29 +101,35 @@ fn copy_into(
     progress.step(format!("backup of {name} begins (a checkpoint runs there)"));
     let mut backup = Backup::start(context, db, target, slot)?;
     // Opened only now: while the checkpoint ran nobody would have answered sshd's keep-alives.
-    let mut streams = open_streams(context, remote.as_ref(), agent, data_directory, facts.inode, sessions)?;
+    let mut streams = open_streams(context, remote.as_ref(), agent, data_directory, facts.inode, settings)?;
     let mut first = streams.remove(0);
     let stream = &mut first;
     let outcome = (|| {
+        // Not before: until here the old cluster can go on.
+        prepare(layout, root)?;
         let mut roots = Roots(BTreeMap::from([(0, root.to_owned())]));
         for (oid, on_source, here) in &layout.tablespaces {
             let inside = here.starts_with(&layout.data);
             let path = if inside { root.join(on_source) } else { here.clone() };
             roots.0.insert(*oid, path);
         }
-        let work =
-            take_manifest(stream, root, &roots, layout, version.num(), version.has_nonexclusive_backup())?;
+        let own_directory = format!("PG_{}_{}", version.major(), control.catalog_version);
+        let work = take_manifest(stream, root, &roots, layout, version, &own_directory)?;
         progress.step(format!(
-            "copying {} in {} files over {} SSH session{}",
+            "{} {} in {} files over {} SSH session{}",
+            if layout.reuse { "comparing" } else { "copying" },
             bytes_text(work.bytes),
             work.files(),
             streams.len() + 1,
             if streams.is_empty() { "" } else { "s" }
         ));
-        progress.begin_bytes("copy", work.bytes);
-        let copied = copy_all(stream, &mut streams, &work, &roots, progress);
+        let manner =
+            Manner { compare: layout.reuse, verify_since: verify_since(control, backup.begin, settings) };
+        progress.begin_bytes(if layout.reuse { "compare" } else { "copy" }, work.bytes);
+        let copied = copy_all(stream, &mut streams, &work, &roots, manner, progress);
         progress.end();
         let copied = copied?;
+        warn_of_damage(&copied, name, progress);
         let control_bytes = read_control(stream)?;
 
         progress.step("backup ends");
@@ -130,11 +165,13 @@ fn open_streams(
     agent: &str,
     data: &str,
     inode: u64,
-    sessions: usize,
+    settings: &Settings,
 ) -> Result<Vec<Stream>> {
     let mut streams = Vec::new();
-    while streams.len() < sessions {
-        let opened = remote.again().and_then(|remote| Stream::open(&*remote, agent, data));
+    let max_rate = settings.max_rate.div_ceil(settings.sessions as u64);
+    let wishes = Wishes { compression: settings.compression, max_rate };
+    while streams.len() < settings.sessions {
+        let opened = remote.again().and_then(|remote| Stream::open(&*remote, agent, data, wishes));
         match opened {
             Ok((stream, facts)) if facts.inode == inode => streams.push(stream),
             Ok(_) => return Err(Error::SourceMoved { host: remote.label().to_owned() }),
@@ -150,21 +187,50 @@ fn open_streams(
     Ok(streams)
 }
 
-/// Makes the place for a copy: empty, marked, private.
+/// Where the backup began, when the pages that come are to be verified: only of servers with PostgreSQL's own sizes.
+fn verify_since(control: &ControlFile, begin: Option<Lsn>, settings: &Settings) -> Option<Lsn> {
+    let has_checksums = control.data_checksum_version > 0
+        && control.block_size as usize == PAGE
+        && control.segment_blocks == PAGES_PER_SEGMENT;
+    begin.filter(|_| settings.verify && has_checksums)
+}
+
+fn warn_of_damage(copied: &Copied, name: &str, progress: &Progress) {
+    if copied.damaged == 0 {
+        return;
+    }
+    let named: Vec<_> = copied.damaged_pages.iter().take(10).map(String::as_str).collect();
+    progress.warn(format!(
+        "{} page{} of {name} {} damaged (the checksum is wrong), and so in the copy: {}{}. Look after the disk there, \
+         and restore the tables from a backup",
+        copied.damaged,
+        if copied.damaged == 1 { "" } else { "s" },
+        if copied.damaged == 1 { "is" } else { "are" },
+        named.join(", "),
+        if copied.damaged > named.len() as u64 { ", …" } else { "" }
+    ));
+}
+
+/// Makes the place for a copy: marked, private, and empty unless what is there is reused.
 pub fn prepare(layout: &Layout, root: &Path) -> Result<()> {
     let private = fs::Permissions::from_mode(0o700);
-    if let Place::InPlace(_) = layout.place {
+    if layout.reuse {
+        let known = layout.wal_link.iter().map(|(_, new)| new).chain(outside(layout));
+        let known: Vec<_> = known.collect();
+        // Tablespaces that are not on the source any more.
+        for here in unfinished_tablespaces(root).iter().filter(|here| !known.contains(here)) {
+            empty_directory(here)?;
+        }
+        write_marker(root, layout)?;
+        remove_control(root)?;
+    } else if let Place::InPlace(_) = layout.place {
         fs::create_dir_all(root).on("create", root)?;
         for here in unfinished_tablespaces(root) {
             empty_directory(&here)?;
         }
         // The marker first, the control file next: from here on this is no cluster until it is complete.
         write_marker(root, layout)?;
-        let control = root.join("global/pg_control");
-        if control.exists() {
-            fs::remove_file(&control).on("remove", &control)?;
-            durable::sync_directory(&root.join("global"))?;
-        }
+        remove_control(root)?;
         for entry in fs::read_dir(root).on("list", root)?.flatten() {
             let path = entry.path();
             if entry.file_name() == MARKER {
@@ -188,17 +254,32 @@ pub fn prepare(layout: &Layout, root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Without it a cluster cannot start.
+fn remove_control(root: &Path) -> Result<()> {
+    let control = root.join("global/pg_control");
+    if control.exists() {
+        fs::remove_file(&control).on("remove", &control)?;
+        durable::sync_directory(&root.join("global"))?;
+    }
+    Ok(())
+}
+
 fn take_manifest(
     stream: &mut Stream,
     root: &Path,
     roots: &Roots,
     layout: &Layout,
-    version: u32,
-    has_nonexclusive_backup: bool,
+    version: PgVersion,
+    own_directory: &str,
 ) -> Result<Work> {
     let mut work = Work::default();
     let mut links = Vec::new();
-    stream.list(&list(version, has_nonexclusive_backup), |entry: Entry| {
+    let mut directories = Vec::new();
+    let mut manifest = Manifest::default();
+    stream.list(&list(version.num(), version.has_nonexclusive_backup()), |entry: Entry| {
+        if layout.reuse {
+            manifest.note(&entry);
+        }
         match entry.kind {
             EntryKind::Tablespace => {
                 // One that was created since the preflight has no place here yet.
@@ -209,20 +290,30 @@ fn take_manifest(
             EntryKind::Directory => {
                 let path =
                     roots.path(entry.root, &entry.path).ok_or(Error::UnknownRoot { root: entry.root })?;
-                let wal = layout.wal_link.as_ref().filter(|_| entry.root == 0 && is_wal(&entry.path));
-                match wal {
-                    Some((_, new)) => make_wal_link(&path, new)?,
-                    None => target::make_directory(&path, entry.mode)?,
-                }
+                let is_wal_directory = entry.root == 0 && is_wal(&entry.path);
+                directories.push((path, entry.mode, is_wal_directory));
             }
             EntryKind::File if entry.root == 0 && entry.path == "global/pg_control" => {}
             EntryKind::File => work.add(entry),
         }
         Ok(())
     })?;
+    if layout.reuse {
+        manifest.remove_strangers(roots, layout, own_directory)?;
+    }
+    for (path, mode, is_wal_directory) in directories {
+        match layout.wal_link.as_ref().filter(|_| is_wal_directory) {
+            Some((_, new)) if fs::read_link(&path).is_ok_and(|leads_to| leads_to == *new) => {}
+            Some((_, new)) => make_wal_link(&path, new)?,
+            None => target::make_directory(&path, mode)?,
+        }
+    }
     let directory = root.join("pg_tblspc");
     for (oid, here) in links {
         let link = directory.join(oid.to_string());
+        if fs::read_link(&link).is_ok_and(|leads_to| leads_to == here) {
+            continue;
+        }
         std::os::unix::fs::symlink(&here, &link).on("create", &link)?;
     }
     let status = root.join(if root.join("pg_wal").exists() { "pg_wal" } else { "pg_xlog" });
@@ -245,10 +336,11 @@ fn copy_all(
     others: &mut [Stream],
     work: &Work,
     roots: &Roots,
+    manner: Manner,
     progress: &Progress,
 ) -> Result<Copied> {
     let mut all: Vec<&mut Stream> = std::iter::once(first).chain(others.iter_mut()).collect();
-    target::copy(&mut all, work, roots, progress)
+    target::copy(&mut all, work, roots, manner, progress)
 }
 
 /// The control file, whole: it is read while the server may be writing it, so its checksum decides.
@@ -285,7 +377,7 @@ fn copy_wal(
         work.add(entry);
         Ok(())
     })?;
-    copy_all(stream, others, &work, roots, progress).map(drop)
+    copy_all(stream, others, &work, roots, Manner::default(), progress).map(drop)
 }
 
 /// What belongs to this instance rather than to the cluster: standby settings, its port, configuration

@@ -1,11 +1,12 @@
 //! Makes this instance a streaming standby of another: preflight, direction guard, the cheapest plan that
-//! is correct, and the two plans *repoint* and *full* (DESIGN.md, "enslave, step by step").
+//! is correct, and the plans *repoint*, *delta* and *full* (DESIGN.md, "enslave, step by step").
 
 pub mod copy;
 pub mod here;
 pub mod place;
 pub mod plan;
 pub mod preflight;
+pub mod reuse;
 pub mod session;
 pub mod there;
 
@@ -22,6 +23,7 @@ use crate::process;
 use crate::progress::{bytes_text, duration_text};
 use crate::service;
 use crate::sql::{Db, Target};
+use crate::transfer::protocol::Compression;
 use crate::transfer::target::Copied;
 use here::Cluster;
 use plan::{Action, Fate, Loss, Plan, Relation, Wanted};
@@ -48,6 +50,12 @@ pub struct Options {
     pub tablespace_mapping: Vec<(PathBuf, PathBuf)>,
     /// Parallel SSH sessions.
     pub ssh_sessions: Option<usize>,
+    /// How what is copied is compressed.
+    pub compression: Compression,
+    /// Bytes that the source may read in a second; 0 is as many as it can.
+    pub max_rate: u64,
+    /// The pages that come are not verified.
+    pub no_verify_checksums: bool,
     /// Take the source's build of PostgreSQL when its version is another.
     pub take_build: bool,
 }
@@ -59,7 +67,7 @@ pub struct Report {
     pub instance: String,
     /// The source.
     pub source: String,
-    /// `repoint` or `full`; as planned when `dry_run`.
+    /// `repoint`, `delta` or `full`; as planned when `dry_run`.
     pub plan: Plan,
     /// Nothing was done.
     pub dry_run: bool,
@@ -136,11 +144,14 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
         preflight::check_settings(context, &mut there, cluster.as_mut())?;
     }
     // With the source's own build comes what it preloads.
-    if plan.action == Action::Full && build.is_none() {
+    if plan.action != Action::Repoint && build.is_none() {
         preflight::check_libraries(context, &mut there)?;
     }
     let layout = match plan.action {
-        Action::Full => Some(place::layout(context, &mut there, &plan, &mapping(context, options))?),
+        Action::Full | Action::Delta => {
+            let resume = options.wanted != Wanted::Full;
+            Some(place::layout(context, &mut there, &plan, &mapping(context, options), resume)?)
+        }
         Action::Repoint => None,
     };
     let mut report = Report {
@@ -160,13 +171,16 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
     let size = report.bytes_planned.map(|b| format!(", {}", bytes_text(b))).unwrap_or_default();
     let action = match plan.action {
         Action::Repoint => "repoint",
+        Action::Delta => "delta",
         Action::Full => "full copy",
     };
-    progress.step(format!("plan: {action}{size}, because {}", plan.why));
+    let resumed = plan.action == Action::Full && layout.as_ref().is_some_and(|layout| layout.reuse);
+    let resumed = if resumed { "; it goes on with what an interrupted run has copied" } else { "" };
+    progress.step(format!("plan: {action}{size}, because {}{resumed}", plan.why));
     if let (Some(loses), true) = (&plan.loses, options.confirm.as_deref() != Some(&instance.name)) {
         // With --dry-run the plan was the question, and what it would ask is part of the answer.
         if !options.dry_run {
-            return Err(Error::NeedsConfirmation { instance: instance.name.clone(), holds: loses.clone() });
+            return Err(needs_confirmation(context, &plan, loses.clone()));
         }
     }
     if options.dry_run {
@@ -197,6 +211,14 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
     Ok(Followed { report, there, db: Some(db) })
 }
 
+fn needs_confirmation(context: Context, plan: &Plan, holds: String) -> Error {
+    let instance = context.instance.name.clone();
+    match plan.fate {
+        Fate::Rewritten => Error::WouldOverwrite { instance, holds },
+        _ => Error::NeedsConfirmation { instance, holds },
+    }
+}
+
 fn mapping(context: Context, options: &Options) -> Vec<(PathBuf, PathBuf)> {
     let mut mapping = options.tablespace_mapping.clone();
     mapping.extend(context.instance.tablespace_mapping.iter().cloned());
@@ -223,7 +245,7 @@ fn already_following(
     begin: Instant,
 ) -> Result<Option<Report>> {
     let Some(cluster) = cluster else { return Ok(None) };
-    if options.wanted == Wanted::Full
+    if matches!(options.wanted, Wanted::Full | Wanted::Delta)
         || cluster.control.system_id != there.system_id
         || !there.version.has_replication_slots()
     {
@@ -437,11 +459,18 @@ fn full(
     drop(cluster);
     stop(context)?;
     let plan = if was_running { &plan_after_stop(context, there, plan, layout, options)? } else { plan };
-    place::tidy(context, &layout.data)?;
-    let sessions = options.ssh_sessions.unwrap_or(instance.ssh_sessions);
-    let in_place = matches!(layout.place, place::Place::InPlace(_));
+    if !(layout.reuse && matches!(layout.place, place::Place::Beside(_))) {
+        place::tidy(context, &layout.data)?;
+    }
+    let settings = copy::Settings {
+        sessions: options.ssh_sessions.unwrap_or(instance.ssh_sessions),
+        compression: options.compression,
+        max_rate: options.max_rate,
+        verify: !options.no_verify_checksums,
+    };
     let restart = |error: Error| {
-        if was_running && instance.running().is_none() {
+        let is_untouched = !layout.data.join(place::MARKER).exists();
+        if was_running && is_untouched && instance.running().is_none() {
             context.progress.step("the old cluster is untouched; starting it again");
             if let Err(again) = service::start(instance) {
                 context.progress.warn(format!("it did not start: {again}"));
@@ -449,8 +478,7 @@ fn full(
         }
         error
     };
-    let copied = copy::run(context, there, layout, sessions, with.slot)
-        .map_err(|error| if in_place { error } else { restart(error) })?;
+    let copied = copy::run(context, there, layout, &settings, with.slot).map_err(restart)?;
     let kept = place::put_in_place(context, layout, plan, &there.target)
         .map_err(|error| if place::is_pending(layout) { restart(error) } else { error })?;
     Ok((start_standby(context, with.build)?, copied, kept))
@@ -493,7 +521,7 @@ fn plan_after_stop(
     let holds = now.loses.clone().unwrap_or_default();
     if matches!(layout.place, place::Place::InPlace(_)) {
         service::start(context.instance)?;
-        return Err(Error::NeedsConfirmation { instance: context.instance.name.clone(), holds });
+        return Err(needs_confirmation(context, plan, holds));
     }
     context.progress.warn(format!("until it stopped it was written to: it holds {holds}, and is kept"));
     Ok(Plan { fate: Fate::KeptAside, loses: Some(holds), ..plan.clone() })

@@ -2,7 +2,7 @@
 //! tablespaces, what an earlier run has left, and what becomes of the old cluster.
 
 use super::super::Context;
-use super::plan::{Fate, Plan};
+use super::plan::{Action, Fate, Plan};
 use super::there::There;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
@@ -36,6 +36,8 @@ pub struct Layout {
     pub data: PathBuf,
     /// Where the copy goes.
     pub place: Place,
+    /// What lies there already is compared with the source's, and only what differs is copied.
+    pub reuse: bool,
     /// Tablespaces: OID, where on the source, where here.
     pub tablespaces: Vec<(u32, String, PathBuf)>,
     /// Bytes of the source's files.
@@ -47,12 +49,13 @@ pub struct Layout {
 /// Bytes beyond the copy itself that have to be free: room for the WAL that arrives meanwhile.
 const MARGIN: u64 = 64 << 20;
 
-/// Measures the source and finds the place for the copy.
+/// Measures the source and finds the place for the copy. What a run that broke off has left is used if `resume`.
 pub fn layout(
     context: Context,
     there: &mut There,
     plan: &Plan,
     mapping: &[(PathBuf, PathBuf)],
+    resume: bool,
 ) -> Result<Layout> {
     let mut sizes: BTreeMap<u32, u64> = BTreeMap::new();
     let mut tablespaces = Vec::new();
@@ -65,11 +68,14 @@ pub fn layout(
         }
         Ok(())
     })?;
-    placed(context, version, &sizes, &tablespaces, plan, mapping)
+    let data = context.instance.data_directory()?;
+    let begun = [&data, &staging(&data)].into_iter().find(|root| root.join(MARKER).exists()).cloned();
+    let reused = if plan.action == Action::Delta { Some(data) } else { begun.filter(|_| resume) };
+    placed(context, version, &sizes, &tablespaces, plan, mapping, reused)
 }
 
 /// Finds the place for a cluster: bytes by root, and its tablespaces: OID, where they were (relative to PGDATA when
-/// in it).
+/// in it). `reused` is the directory whose content the copy begins with.
 pub fn placed(
     context: Context,
     version: PgVersion,
@@ -77,15 +83,20 @@ pub fn placed(
     tablespaces: &[(u32, String, bool)],
     plan: &Plan,
     mapping: &[(PathBuf, PathBuf)],
+    reused: Option<PathBuf>,
 ) -> Result<Layout> {
     let data = context.instance.data_directory()?;
     let existing = existing_tablespaces(&data);
+    let begun = reused.as_deref().map(existing_tablespaces).unwrap_or_default();
     let unfinished = [unfinished_tablespaces(&staging(&data)), unfinished_tablespaces(&data)].concat();
     let mut placed = Vec::new();
     let mut inside = 0;
     for (oid, on_source, outside) in tablespaces {
         if *outside {
-            let here = place_tablespace(context, on_source, mapping, &existing, &unfinished, *oid)?;
+            let here = match begun.get(oid) {
+                Some(here) => here.clone(),
+                None => place_tablespace(context, on_source, mapping, &existing, &unfinished, *oid)?,
+            };
             placed.push((*oid, on_source.clone(), here));
         } else {
             inside += sizes.get(oid).copied().unwrap_or(0);
@@ -94,21 +105,39 @@ pub fn placed(
     }
     let in_data = sizes.get(&0).copied().unwrap_or(0) + inside;
     let bytes = sizes.values().sum();
-    let place = find_place(&data, in_data, plan)?;
+    let place = match &reused {
+        None => find_place(&data, in_data, plan)?,
+        Some(root) => {
+            let (needed, available) = (in_data + MARGIN, durable::available_space(root)? + tree_size(root));
+            if available < needed {
+                return Err(Error::NoSpace { path: root.clone(), needed, available });
+            }
+            match *root == data {
+                true if plan.action == Action::Delta => Place::InPlace("only what differs is written"),
+                true => Place::InPlace("it holds a copy that was not completed"),
+                false => Place::Beside(root.clone()),
+            }
+        }
+    };
     for (oid, _, here) in placed.iter().filter(|(_, _, here)| !here.starts_with(&data)) {
         let needed = sizes.get(oid).copied().unwrap_or(0) + MARGIN;
-        let available = durable::available_space(here)?;
+        let own = if begun.contains_key(oid) { tree_size(here) } else { 0 };
+        let available = durable::available_space(here)? + own;
         if available < needed {
             return Err(Error::NoSpace { path: here.clone(), needed, available });
         }
     }
     let wal = data.join(version.wal_directory());
     let is_link = fs::symlink_metadata(&wal).is_ok_and(|m| m.is_symlink());
-    let wal_link = is_link.then(|| wal.canonicalize().ok()).flatten().map(|old| {
-        let new = new_wal_directory(&old);
-        (old, new)
-    });
-    Ok(Layout { data, place, tablespaces: placed, bytes, wal_link })
+    let begun_wal = reused.as_ref().and_then(|root| fs::read_link(root.join(version.wal_directory())).ok());
+    let wal_link =
+        is_link.then(|| wal.canonicalize().ok()).flatten().and_then(|old| match (&reused, begun_wal) {
+            // It goes on behind the link that it has.
+            (Some(root), _) if *root == data => None,
+            (_, Some(begun)) => Some((old, begun)),
+            _ => Some((old.clone(), new_wal_directory(&old))),
+        });
+    Ok(Layout { data, place, reuse: reused.is_some(), tablespaces: placed, bytes, wal_link })
 }
 
 /// The request for the files of a base backup.

@@ -124,6 +124,8 @@ pub enum Loss {
 pub enum Action {
     /// New connection settings, no data moved.
     Repoint,
+    /// The blocks that differ are copied, in place.
+    Delta,
     /// Everything is copied.
     Full,
 }
@@ -136,6 +138,8 @@ pub enum Fate {
     Used,
     /// There is none.
     None,
+    /// What differs in it is overwritten.
+    Rewritten,
     /// It is removed once the new one is in place.
     Removed,
     /// It is moved aside and kept.
@@ -163,6 +167,8 @@ pub enum Wanted {
     Auto,
     /// No data moved, or refused.
     Repoint,
+    /// Only what differs is copied, or refused.
+    Delta,
     /// A full copy.
     Full,
 }
@@ -189,6 +195,22 @@ pub fn plan(relation: &Relation, loss: Loss, wal_gap: Option<String>, wanted: Wa
             loses: None,
         }),
         (Some(why), Wanted::Repoint) => Err(Error::CannotRepoint { why }),
+        (Some(why), Wanted::Delta) if loss == Loss::NoCluster || *relation == Relation::Other => {
+            Err(Error::CannotDelta { why })
+        }
+        // What only this cluster has is not overwritten unless that was asked for: a full copy keeps it aside.
+        (against, Wanted::Auto | Wanted::Delta)
+            if loss != Loss::NoCluster
+                && *relation != Relation::Other
+                && (wanted == Wanted::Delta || !matches!(loss, Loss::Something(_))) =>
+        {
+            let why = against.unwrap_or_else(|| "that was asked for".into());
+            let loses = match loss {
+                Loss::Something(what) => Some(what),
+                _ => None,
+            };
+            Ok(Plan { action: Action::Delta, why, fate: Fate::Rewritten, loses })
+        }
         (against, _) => {
             let why = against.unwrap_or_else(|| "a full copy was asked for".into());
             let (fate, loses) = match loss {
@@ -302,8 +324,24 @@ mod tests {
         let repoint = plan(&Relation::Behind, Loss::Nothing, None, Wanted::Auto).unwrap();
         assert_eq!((repoint.action, repoint.fate), (Action::Repoint, Fate::Used));
         let gap = Some("the source has removed the WAL".to_owned());
-        let full = plan(&Relation::Behind, Loss::Nothing, gap.clone(), Wanted::Auto).unwrap();
+        let delta = plan(&Relation::Behind, Loss::Nothing, gap.clone(), Wanted::Auto).unwrap();
+        assert_eq!((delta.action, delta.fate, delta.loses), (Action::Delta, Fate::Rewritten, None));
+        let full = plan(&Relation::Behind, Loss::Nothing, gap.clone(), Wanted::Full).unwrap();
         assert_eq!((full.action, full.fate, full.loses), (Action::Full, Fate::Removed, None));
+        // Commits that nobody else has are kept aside, unless it is said that they may be overwritten.
+        let parted = Relation::DivergedAt(Timeline(1), Lsn(100));
+        let commits = || Loss::Something("3 commits".into());
+        let kept = plan(&parted, commits(), None, Wanted::Auto).unwrap();
+        assert_eq!((kept.action, kept.fate), (Action::Full, Fate::KeptAside));
+        let lost = plan(&parted, commits(), None, Wanted::Delta).unwrap();
+        assert_eq!(
+            (lost.action, lost.fate, lost.loses),
+            (Action::Delta, Fate::Rewritten, Some("3 commits".into()))
+        );
+        let unknown = plan(&Relation::Unknown("?"), Loss::Nothing, None, Wanted::Auto).unwrap();
+        assert_eq!(unknown.action, Action::Delta);
+        assert!(plan(&Relation::Other, Loss::Fresh, None, Wanted::Delta).is_err());
+        assert!(plan(&Relation::Other, Loss::NoCluster, None, Wanted::Delta).is_err());
         let fresh = plan(&Relation::Other, Loss::Fresh, None, Wanted::Auto).unwrap();
         assert_eq!((fresh.action, fresh.fate, fresh.loses), (Action::Full, Fate::Removed, None));
         let other = plan(&Relation::Other, Loss::Something("data".into()), None, Wanted::Auto).unwrap();

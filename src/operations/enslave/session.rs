@@ -4,6 +4,7 @@
 use super::super::{Context, standby};
 use crate::error::{Error, Result};
 use crate::postgres::backup::BackupCalls;
+use crate::postgres::wal::Lsn;
 use crate::progress::Progress;
 use crate::sql::{Db, Target};
 
@@ -15,6 +16,8 @@ pub struct Backup<'a> {
     running: bool,
     target: Target,
     progress: &'a Progress,
+    /// Where it began: replay starts there, or before.
+    pub begin: Option<Lsn>,
 }
 
 /// How the slot is held.
@@ -79,9 +82,10 @@ impl Backup<'_> {
         )?;
         let slot = reserve(db)?;
         let (target, progress) = (target.clone(), context.progress);
-        let mut backup = Backup { db, calls, slot, running: false, target, progress };
+        let mut backup = Backup { db, calls, slot, running: false, target, progress, begin: None };
         backup.running = true;
-        backup.db.rows_interruptible(calls.start, &[&label])?;
+        let rows = backup.db.rows_interruptible(calls.start, &[&label])?;
+        backup.begin = rows.first().and_then(|row| row.get::<_, &str>(0).parse().ok());
         Ok(backup)
     }
 

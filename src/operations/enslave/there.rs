@@ -14,7 +14,7 @@ use crate::postgres::wal::{
 use crate::sql::{self, Db, Target};
 use crate::ssh::{Identity, Remote, Ssh};
 use crate::transfer::protocol::FactsAnswer;
-use crate::transfer::target::Stream;
+use crate::transfer::stream::{Stream, Wishes};
 use base64::Engine;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -108,7 +108,7 @@ pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<
     let (replication_id, timeline) = sql::check_replication(&target)?;
 
     let agent = agent::ensure(&ssh, context.progress)?;
-    let (mut stream, facts) = Stream::open(&ssh, &agent, &data_directory)?;
+    let (mut stream, facts) = Stream::open(&ssh, &agent, &data_directory, Wishes::default())?;
     let control = control_of(&facts)?;
     if control.system_id.to_string() != replication_id {
         return Err(Error::TwoMachines {

@@ -577,7 +577,7 @@ fn measured(
     let sizes = BTreeMap::from([(0, if outside { 0 } else { bytes })]);
     let mut mapping = options.tablespace_mapping.clone();
     mapping.extend(context.instance.tablespace_mapping.iter().cloned());
-    place::placed(context, programs, &sizes, &tablespaces, plan, &mapping)
+    place::placed(context, programs, &sizes, &tablespaces, plan, &mapping, None)
 }
 
 /// From the tar to PGDATA.
