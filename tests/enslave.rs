@@ -611,7 +611,9 @@ fn a_source_that_dies_brings_the_old_cluster_back() {
     // The agent there is killed.
     proxy.set_rate(4_000_000);
     let begin = proxy.passed();
-    let mut running = target.agent(&["enslave", "--confirm", "db.1"]).stdin(blurb).spawn();
+    // Not going on with what was copied: it may have been all of it.
+    let anew = ["enslave", "--confirm", "db.1", "--plan", "full"];
+    let mut running = target.agent(&anew).stdin(blurb).spawn();
     until("the copy has begun", 30, || proxy.passed() - begin > 3_000_000 || !running.is_running());
     let killed = kill_sources(&primary);
     assert!(killed > 0, "no `pgmahout source` found on the primary");
