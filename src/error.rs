@@ -210,6 +210,8 @@ pub enum Error {
     MountPoint { path: PathBuf },
     /// A tablespace's directory is not empty here.
     TablespaceTaken { on_source: String, here: PathBuf },
+    /// A tablespace would lie in the data directory.
+    TablespaceInside { on_source: String, here: PathBuf },
     /// A tablespace that was not there before.
     UnknownRoot { root: u32 },
     /// The history file of the source's timeline is missing.
@@ -987,6 +989,14 @@ impl Error {
                 Failed,
                 format!("the directory {} for the tablespace {on_source} is not empty", here.display()),
                 "choose another: --tablespace-mapping OLD=NEW",
+            ),
+            Error::TablespaceInside { on_source, here } => (
+                Failed,
+                format!(
+                    "the tablespace {on_source} would lie in the data directory, at {}, which is replaced as a whole",
+                    here.display()
+                ),
+                "choose a directory elsewhere: --tablespace-mapping OLD=NEW",
             ),
             Error::UnknownRoot { root } => (
                 Failed,

@@ -192,30 +192,9 @@ fn a_backup_of_18_restores_whole() {
 fn a_backup_of_17_with_zstd_restores_whole() {
     let site = Site::new();
     let builder = site.host("builder").without_data().build();
-    let bin = real_17(&builder);
+    let version = really_build(&builder, "17");
+    let bin = builder.home.join(format!("postgresql-{version}/bin"));
     whole_and_exact(Pg { major: 17, bin }, false, "zstd:3", &["zstd:1", "zstd:19", "gzip:1", "none"]);
-}
-
-/// PostgreSQL 17 as pgmahout builds it, which has zstd: the one that tests/build_version.rs has kept, else built now.
-fn real_17(host: &Host) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
-    let entries = |path: &Path| -> Vec<PathBuf> {
-        std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
-    };
-    let kept: Vec<_> = entries(&target.join("real-builds")).iter().flat_map(|path| entries(path)).collect();
-    let is_17 = |path: &PathBuf| path.display().to_string().contains("/postgresql-17.");
-    if let Some(archive) = kept.into_iter().find(is_17) {
-        let from = std::fs::File::open(archive).unwrap();
-        must(host.account.command("tar").args(["-xf", "-", "-C"]).arg(&host.home).stdin(from));
-    } else {
-        let said = std::env::var_os("PGMAHOUT_SOURCES").map(PathBuf::from);
-        let beside_the_servers = || Pg::embedded("18").bin.ancestors().nth(4).unwrap().join("sources");
-        let mirror = format!("file://{}", said.unwrap_or_else(beside_the_servers).display());
-        let arguments = ["build-version", "17", "--no-switch", "--mirror", &mirror];
-        host.agent(&arguments).limit(30).run().ok();
-    }
-    entries(&host.home).into_iter().find(is_17).expect("it is unpacked").join("bin")
 }
 
 #[test]

@@ -145,6 +145,18 @@ fn tablespaces_outside_and_inside_the_data_directory() {
         "choose another: --tablespace-mapping OLD=NEW",
     );
     before.assert_unchanged(&standby);
+    let within = standby.data.join("two");
+    let mapping = format!("{}={}", outside.display(), within.display());
+    standby.agent(&["enslave", "--tablespace-mapping", &mapping]).stdin(primary.blurb()).run().fails(
+        1,
+        &format!(
+            "the tablespace {} would lie in the data directory, at {}, which is replaced as a whole",
+            outside.display(),
+            within.display()
+        ),
+        "choose a directory elsewhere: --tablespace-mapping OLD=NEW",
+    );
+    before.assert_unchanged(&standby);
 
     let there = standby.home.join("elsewhere");
     let mapping = format!("{}={}", outside.display(), there.display());

@@ -129,6 +129,8 @@ pub struct Copied {
     pub wire_bytes: u64,
     /// Bytes sent: requests, and the hashes of what is here.
     pub sent_bytes: u64,
+    /// Seconds from the command until the copy was complete and on the disk.
+    pub durable_seconds: f64,
     /// Pages whose checksum was wrong on the source, however often they were read: file and block of the relation, a
     /// hundred of them at most.
     pub damaged_pages: Vec<String>,
@@ -215,6 +217,7 @@ pub fn copy(
         written_bytes: shared.written.into_inner(),
         wire_bytes: after.0 - before.0,
         sent_bytes: after.1 - before.1,
+        durable_seconds: 0.0,
         damaged: damaged.len() as u64,
         damaged_pages: damaged.into_iter().take(100).collect(),
     })

@@ -11,6 +11,7 @@ mod checks;
 mod host;
 mod load;
 mod proxy;
+mod real_build;
 mod s3;
 pub mod shelf;
 mod site;
@@ -22,6 +23,7 @@ pub use checks::{Snapshot, amcheck, assert_streams, compare, primary_is_clean, s
 pub use host::{Host, HostBuilder, Pg, quote};
 pub use load::{Argv, Journal, Pgbench, noise};
 pub use proxy::Proxy;
+pub use real_build::{names, really_build};
 pub use s3::{KEY, S3, SECRET};
 pub use site::{Site, SmallDisk, binary, free_port, pids, until};
 pub use source::{Mirror, Nginx, Standin, sha256, url_at};

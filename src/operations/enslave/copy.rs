@@ -9,7 +9,8 @@
 
 use super::super::{Context, standby};
 use super::place::{
-    Layout, MARKER, Place, empty_directory, list, outside, remove_copy, unfinished_tablespaces, write_marker,
+    LOST_AND_FOUND, Layout, MARKER, Place, empty_directory, list, outside, remove_copy,
+    unfinished_tablespaces, write_marker,
 };
 use super::reuse::Manifest;
 use super::session::Backup;
@@ -109,7 +110,8 @@ fn copy_into(
         prepare(layout, root)?;
         let mut roots = Roots(BTreeMap::from([(0, root.to_owned())]));
         for (oid, on_source, here) in &layout.tablespaces {
-            let inside = here.starts_with(&layout.data);
+            // One that lies in PGDATA on the source is named relative to it.
+            let inside = Path::new(on_source).is_relative();
             let path = if inside { root.join(on_source) } else { here.clone() };
             roots.0.insert(*oid, path);
         }
@@ -159,6 +161,9 @@ fn copy_into(
     outcome
 }
 
+/// Bytes in a second.
+const SLOWEST_STREAM: u64 = 8 << 10;
+
 fn open_streams(
     context: Context,
     remote: &dyn Remote,
@@ -168,7 +173,11 @@ fn open_streams(
     settings: &Settings,
 ) -> Result<Vec<Stream>> {
     let mut streams = Vec::new();
-    let max_rate = settings.max_rate.div_ceil(settings.sessions as u64);
+    // Not so slow that one block takes longer than the other side may be silent.
+    let max_rate = match settings.max_rate {
+        0 => 0,
+        rate => rate.div_ceil(settings.sessions as u64).max(SLOWEST_STREAM),
+    };
     let wishes = Wishes { compression: settings.compression, max_rate };
     while streams.len() < settings.sessions {
         let opened = remote.again().and_then(|remote| Stream::open(&*remote, agent, data, wishes));
@@ -215,8 +224,8 @@ fn warn_of_damage(copied: &Copied, name: &str, progress: &Progress) {
 pub fn prepare(layout: &Layout, root: &Path) -> Result<()> {
     let private = fs::Permissions::from_mode(0o700);
     if layout.reuse {
-        let known = layout.wal_link.iter().map(|(_, new)| new).chain(outside(layout));
-        let known: Vec<_> = known.collect();
+        let wal = ["pg_wal", "pg_xlog"].iter().filter_map(|name| fs::read_link(root.join(name)).ok());
+        let known: Vec<_> = outside(layout).cloned().chain(wal).collect();
         // Tablespaces that are not on the source any more.
         for here in unfinished_tablespaces(root).iter().filter(|here| !known.contains(here)) {
             empty_directory(here)?;
@@ -233,7 +242,7 @@ pub fn prepare(layout: &Layout, root: &Path) -> Result<()> {
         remove_control(root)?;
         for entry in fs::read_dir(root).on("list", root)?.flatten() {
             let path = entry.path();
-            if entry.file_name() == MARKER {
+            if entry.file_name() == MARKER || entry.file_name() == LOST_AND_FOUND {
                 continue;
             }
             if entry.file_type().is_ok_and(|t| t.is_dir()) {

@@ -192,7 +192,7 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
     let build = build.map(|offered| preflight::take_build(context, &there, &offered)).transpose()?;
     let was_primary = cluster.as_ref().is_some_and(|cluster| !cluster.ours.is_standby);
     let former = former_primary(context, cluster.as_mut())?;
-    let with = Standby { slot: &slot, build: build.as_ref() };
+    let with = Standby { slot: &slot, build: build.as_ref(), since: begin };
     let mut db = match layout {
         None => repoint(context, &mut there, cluster, &with)?,
         Some(layout) => {
@@ -382,6 +382,8 @@ fn its_slot(there: &mut There) -> Result<Option<String>> {
 struct Standby<'a> {
     slot: &'a str,
     build: Option<&'a Build>,
+    /// When the command was given.
+    since: Instant,
 }
 
 fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, with: &Standby) -> Result<Db> {
@@ -478,9 +480,10 @@ fn full(
         }
         error
     };
-    let copied = copy::run(context, there, layout, &settings, with.slot).map_err(restart)?;
+    let mut copied = copy::run(context, there, layout, &settings, with.slot).map_err(restart)?;
     let kept = place::put_in_place(context, layout, plan, &there.target)
         .map_err(|error| if place::is_pending(layout) { restart(error) } else { error })?;
+    copied.durable_seconds = with.since.elapsed().as_secs_f64();
     Ok((start_standby(context, with.build)?, copied, kept))
 }
 

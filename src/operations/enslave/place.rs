@@ -21,6 +21,9 @@ use std::path::{Path, PathBuf};
 /// exchanged, one without it is an old cluster. Its lines name the tablespace directories of the copy.
 pub const MARKER: &str = ".pgmahout-incomplete";
 
+/// What a file system has at its root, where that is a data directory.
+pub const LOST_AND_FOUND: &str = "lost+found";
+
 /// Where the copy goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -185,6 +188,9 @@ fn place_tablespace(
 ) -> Result<PathBuf> {
     let mapped = mapping.iter().find(|(old, _)| old == Path::new(on_source)).map(|(_, new)| new.clone());
     let mut here = mapped.unwrap_or_else(|| PathBuf::from(on_source));
+    if here.starts_with(context.instance.data_directory()?) {
+        return Err(Error::TablespaceInside { on_source: on_source.to_owned(), here });
+    }
     if existing.get(&oid) == Some(&here) && !is_empty_or_absent(&here)? {
         // Our own old copy of it: the new one lies beside, for the old one must stay whole until then.
         let stamp = std::process::id();

@@ -1,7 +1,7 @@
 //! Owns what lies in the place of a copy already, a cluster or what a copy that broke off has left: what of it the
 //! source does not have goes away, the rest is compared with the source's.
 
-use super::place::{Layout, MARKER};
+use super::place::{LOST_AND_FOUND, Layout, MARKER};
 use crate::durable::{self, Context as _};
 use crate::error::Result;
 use crate::transfer::protocol::{Entry, EntryKind};
@@ -107,13 +107,17 @@ impl Top<'_> {
         if let (Some((_, _, here)), true) = (oid.and_then(link_of), is_link) {
             return fs::read_link(path).is_ok_and(|leads_to| leads_to == *here);
         }
-        // A source that keeps its configuration elsewhere leaves us ours.
+        // A source that keeps its configuration elsewhere leaves us ours. (Beside PGDATA there is but a copy of it.)
         let ours = !source_has_configuration
+            && self.root == self.layout.data
             && !relative.contains('/')
             && relative.ends_with(".conf")
             && relative != "postgresql.auto.conf"
             && relative != "recovery.conf";
-        relative == MARKER || ours || self.inside.iter().any(|root| root.as_path() == path)
+        relative == MARKER
+            || relative == LOST_AND_FOUND
+            || ours
+            || self.inside.iter().any(|root| root.as_path() == path)
     }
 
     /// A tablespace that the source does not have (any more, or there).
@@ -162,6 +166,7 @@ mod tests {
             "base/5/1",
             "base/5/2",
             ".pgmahout-incomplete",
+            "lost+found/x",
             "postgresql.conf",
             "pg_hba.conf",
             "fast/PG_15_1/5/9",
