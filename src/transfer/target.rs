@@ -495,8 +495,9 @@ impl Shared<'_> {
         let name = |(file, at): &(u32, u64)| {
             let (root, path) = self.work.path(*file);
             let path = in_data(root, &path);
-            let first = relation_of(&path).map_or(0, |relation| relation.segment * PAGES_PER_SEGMENT);
-            format!("{path}: {}", first + (at / PAGE as u64) as u32)
+            let first =
+                relation_of(&path).map_or(0, |relation| relation.segment.wrapping_mul(PAGES_PER_SEGMENT));
+            format!("{path}: {}", first.wrapping_add((at / PAGE as u64) as u32))
         };
         Ok(suspects.iter().map(name).collect())
     }
