@@ -193,3 +193,11 @@ longest=172800
 steps_of() {
     if [[ -n $json ]]; then cat >/dev/null; else sed -u "s/[[:cntrl:]]//g; s/^/  $1: /" >&2; fi
 }
+
+# --url names a file, or - for stdin. A URL in its place has a password, which is not repeated.
+url_file() {
+    local hint="the URL stands in a file, or comes on stdin with --url -"
+    [[ $1 == - || (-f $1 || -p $1 || -c $1) && -r $1 ]] && return
+    [[ $1 != *://* ]] || usage_error "--url wants a file: what stands on a command line is seen by others" "$hint"
+    usage_error "--url $1: there is no such file, or it cannot be read" "$hint"
+}

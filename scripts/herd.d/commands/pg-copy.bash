@@ -38,7 +38,7 @@ command_pg_copy() {
     done
     if [[ -n $url ]]; then
         ((${#words[@]} == 1)) || usage_error "into which database? it wants one beside --url"
-        [[ $url == - || (-f $url || -p $url || -c $url) && -r $url ]] || usage_error "--url $url: there is no such file, or it cannot be read" "the URL stands in a file, or comes on stdin with --url -"
+        url_file "$url"
     else
         ((${#words[@]} == 2)) || usage_error "it wants DB and TARGET"
     fi
@@ -76,7 +76,7 @@ command_pg_copy() {
         die_of "$target"
     fi
     say "Copying $from to $(label "$target")... done$(jq -r -L "$library" 'include "herd"; copied_text' <<<"$report")"
-    jq -r '.warnings // [] | .[] | strings' <<<"$report" | one_line 1000 | while IFS= read -r text; do [[ -n $json ]] || warn "$text"; done
+    jq -r '.warnings // [] | .[] | strings | gsub("\n"; " ")' <<<"$report" | while IFS= read -r text; do [[ -n $json ]] || warn "$(one_line 1000 <<<"$text")"; done
     [[ -z $json ]] || printf '%s\n' "$report"
 }
 

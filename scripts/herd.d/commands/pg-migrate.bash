@@ -45,7 +45,7 @@ command_pg_migrate() {
     use_platform
     [[ -z $action || $action == --abandon ]] || migrate "$action"
     if [[ -n $url ]]; then
-        [[ $url == - || (-f $url || -p $url || -c $url) && -r $url ]] || usage_error "--url $url: there is no such file, or it cannot be read" "the URL stands in a file, or comes on stdin with --url -"
+        url_file "$url"
         options+=(--url "$url")
     fi
     load_databases
