@@ -223,7 +223,11 @@ fn warn_of_damage(copied: &Copied, name: &str, progress: &Progress) {
 /// Makes the place for a copy: marked, private, and empty unless what is there is reused.
 pub fn prepare(layout: &Layout, root: &Path) -> Result<()> {
     let private = fs::Permissions::from_mode(0o700);
-    if layout.reuse {
+    if layout.reuse && *root == layout.data {
+        // Its tablespaces' directories may be shared with other clusters: whoever begins anew must not empty them.
+        durable::write(&root.join(MARKER), b"", 0o600)?;
+        remove_control(root)?;
+    } else if layout.reuse {
         let wal = ["pg_wal", "pg_xlog"].iter().filter_map(|name| fs::read_link(root.join(name)).ok());
         let known: Vec<_> = outside(layout).cloned().chain(wal).collect();
         // Tablespaces that are not on the source any more.

@@ -138,7 +138,15 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
     {
         return Ok(Followed { report, there, db: cluster.and_then(|cluster| cluster.db) });
     }
-    let (plan, relation) = decide(&mut there, cluster.as_mut(), options)?;
+    let mut wished = options.clone();
+    if cluster.is_none()
+        && wished.wanted == Wanted::Delta
+        && instance.data_directory()?.join(place::MARKER).exists()
+    {
+        // A delta that broke off is completed by the command that began it.
+        wished.wanted = Wanted::Auto;
+    }
+    let (plan, relation) = decide(&mut there, cluster.as_mut(), &wished)?;
     preflight::check_slot(context, &mut there, cluster.as_mut(), &slot)?;
     if plan.action == Action::Repoint || instance.config_directory.is_some() {
         preflight::check_settings(context, &mut there, cluster.as_mut())?;

@@ -72,7 +72,9 @@ pub fn layout(
         Ok(())
     })?;
     let data = context.instance.data_directory()?;
-    let begun = [&data, &staging(&data)].into_iter().find(|root| root.join(MARKER).exists()).cloned();
+    // With its control file it is a cluster, whatever a marker that was left over says.
+    let is_begun = |root: &&PathBuf| root.join(MARKER).exists() && !root.join("global/pg_control").exists();
+    let begun = [&data, &staging(&data)].into_iter().find(is_begun).cloned();
     let reused = if plan.action == Action::Delta { Some(data) } else { begun.filter(|_| resume) };
     placed(context, version, &sizes, &tablespaces, plan, mapping, reused)
 }

@@ -123,7 +123,8 @@ impl Top<'_> {
     /// A tablespace that the source does not have (any more, or there).
     fn empty_tablespace(&self, link: &Path) -> Result<()> {
         let place = fs::read_link(link).on("read", link)?;
-        if self.inside.iter().any(|root| **root == place) {
+        // What lies in PGDATA is the old cluster's, or walked with PGDATA itself.
+        if place.starts_with(&self.layout.data) || self.inside.iter().any(|root| **root == place) {
             return Ok(());
         }
         durable::remove_tree(&place.join(self.own_directory))
