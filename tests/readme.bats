@@ -6,11 +6,11 @@ setup() {
     clone="$BATS_TEST_TMPDIR/a clone"
     mkdir "$clone"
     (cd "$root" && git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$clone")
-    # Built once: the clone's `cargo build` finds it done.
-    export CARGO_TARGET_DIR=$root/target
+    # Built once: the clone's `cargo build` finds all but our own crate done.
+    export CARGO_TARGET_DIR=$root/target OPENSSL_SRC_PERL=$root/scripts/openssl-perl
     ln -s "$root/target" "$clone/target"
     # Not below a test's directory: those are root's own, and the instances are another account's.
-    DOTCLOUD_HOME=$(mktemp -d "/tmp/pgmahout readme.XXXXXX")
+    DOTCLOUD_HOME=$(mktemp -d "${TMPDIR:-/tmp}/pgmahout readme.XXXXXX")
     export DOTCLOUD_HOME
     chmod 755 "$DOTCLOUD_HOME"
 }

@@ -13,7 +13,8 @@ find_app() {
     app=$app_option
     while [[ -z $app ]]; do
         if [[ -f $directory/.dotcloud/config ]]; then
-            app=$(jq -r '.application // empty' "$directory/.dotcloud/config" 2>/dev/null) || app=""
+            # Every command comes by here, and jq takes its time to start
+            [[ $(<"$directory/.dotcloud/config") =~ \"application\":\ *\"([^\"]+)\" ]] && app=${BASH_REMATCH[1]}
             [[ -n $app ]] || die "$directory/.dotcloud/config names no application; run dotcloud create APP again"
         fi
         [[ -n $directory ]] || break

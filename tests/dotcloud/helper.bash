@@ -10,7 +10,7 @@ set_scene() {
     for name in jq yq supervisord rsync python3 ssh flock; do
         command -v "$name" >/dev/null || { echo "$name is missing: run scripts/bootstrap" >&2 && return 1; }
     done
-    scene=$(mktemp -d "/tmp/dotcloud tests.XXXXXX")
+    scene=$(mktemp -d "${TMPDIR:-/tmp}/dotcloud tests.XXXXXX")
     checkout="$scene/check out 100%"
     mkdir -p "$checkout/scripts" "$scene/state dir; it's 100% \$HOME" "$scene/here"
     chmod 755 "$scene"

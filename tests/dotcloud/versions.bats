@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2016,SC2030,SC2031,SC2034,SC2094,SC2154
 # Another `version:` in dotcloud.yml, with the real agent. What it builds is a real server of 15 that says that it
-# is another minor version; real sources take minutes and are compiled in tests/build_version.rs.
+# is another minor version; real sources take minutes and are compiled in tests/e2e/build_version.rs.
 
 load helper
 

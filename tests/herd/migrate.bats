@@ -135,13 +135,15 @@ go_back_from_new() {
 }
 
 @test "killed while a new database is made and attached: no instance is forgotten" {
-    for when in "before in" after; do
+    local chains=("before in") what whats=("config-set 1 in")
+    [[ -z ${EVERY_CASE:-} ]] || { chains+=(after) && whats+=("provision 1 in" "provision 1 after"); }
+    for when in "${chains[@]}"; do
         printf 'provision 1\nconfig-set 1\n' >"$scene/recorded"
         # shellcheck disable=SC2086 # words
         chain "--from DATABASE_URL --as jade" "--resume" $when
         go_back_from_new
     done
-    for what in "provision 1 in" "provision 1 after" "config-set 1 in"; do
+    for what in "${whats[@]}"; do
         echo "# ---- $what, --rollback"
         # shellcheck disable=SC2086 # words
         plan $what kill
@@ -164,6 +166,12 @@ interrupted() {
         # From here on it only goes forward
         maintenance:off | run:finish)
             [ "$status" = 0 ] || [ "$status" = 5 ] || return 1
+            # What it was about to do may be half done, and is said to be
+            if [[ $status = 5 && $err == *--resume* ]]; then
+                plan none 0 before true
+                migrate --resume
+                [ "$status" = 0 ] || return 1
+            fi
             moved && go_back
             ;;
         *)
@@ -176,7 +184,7 @@ interrupted() {
     # As the whole way has them
     printf '%s 1\n' run:lock maintenance:on scale:0 run:quiesce run:fill run:compare run:place config-set scale:up \
         maintenance:off run:finish >"$scene/recorded"
-    each_case interrupted in
+    few="run:lock|run:fill|maintenance:off" each_case interrupted in
 }
 
 @test "Ctrl-C on a terminal" {

@@ -237,7 +237,7 @@ record() {
 }
 
 # cases WHEN...: "NAME NUMBER WHEN" for each recorded call that changes something. CASE=TEXT keeps those that hold it;
-# $few those of the names that it matches, unless EVERY_CASE is set: tests/migrate.rs has all calls, in a pretence.
+# $few those of the names that it matches, unless EVERY_CASE is set: tests/e2e/migrate.rs has all calls, in a pretence.
 cases() {
     local name number when
     while read -r name number; do

@@ -21,7 +21,7 @@ breaks="the platform it's \"broken\" 100% \$HOME does not keep its contract"
 
 # In the scene's path is what quoting must survive
 set_pretend_scene() {
-    scene=$(mktemp -d "/tmp/herd tests.XXXXXX")
+    scene=$(mktemp -d "${TMPDIR:-/tmp}/herd tests.XXXXXX")
     broken="$scene/it's \"broken\" 100% \$HOME"
     mkdir -p "$broken" "$scene/here" "$scene/tmp"
     cp -a "$BATS_TEST_DIRNAME/fixtures/broken/." "$broken/"

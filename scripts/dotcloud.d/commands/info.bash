@@ -36,8 +36,8 @@ command_info() {
     need_account
     choose_instances "$target"
     states=$(for instance in ${chosen[@]+"${chosen[@]}"}; do
-        jq -n --arg i "$instance" --arg s "$(instance_state "$instance")" '{($i): $s}'
-    done | jq -s 'add // {}')
+        printf '%s %s\n' "$instance" "$(instance_state "$instance")"
+    done | jq -cnR '[inputs / " " | {(.[0]): .[1]}] | add // {}')
 
     local shapes='
         def config: (.spec.config // {}) + (.spec.version // null | if . then {version: .} else {} end);

@@ -1,7 +1,6 @@
 //! The harness itself: its hosts serve SQL and SSH, survive a crash, and leave nothing behind.
-mod common;
 
-use common::*;
+use crate::common::*;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 

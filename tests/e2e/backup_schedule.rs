@@ -1,9 +1,8 @@
 //! `pgmahout backup schedule`, `auto` and `check`: the schedule lies in the cluster, so that a standby knows it and goes
 //! on with it when it is promoted; against real servers.
-mod common;
 
-use common::shelf::{now, objects, set_verified, shelve};
-use common::*;
+use crate::common::shelf::{now, objects, set_verified, shelve};
+use crate::common::*;
 use nix::sys::signal::Signal;
 
 const DAY: i64 = 86_400;

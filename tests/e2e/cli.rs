@@ -1,8 +1,7 @@
 //! The command line and the binary itself: usage, help, man pages, completions, and that it needs nothing
 //! of the machine it runs on.
-mod common;
 
-use common::*;
+use crate::common::*;
 use std::path::Path;
 use std::process::Command;
 

@@ -1,8 +1,7 @@
 //! What `pgmahout enslave` refuses: the exact message, the exit code, and that nothing was changed on
 //! either side.
-mod common;
 
-use common::*;
+use crate::common::*;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 

@@ -1,7 +1,6 @@
 //! `pgmahout plan`: settings under a name, applied all or none, carried along by copies.
-mod common;
 
-use common::*;
+use crate::common::*;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

@@ -1,11 +1,8 @@
 //! `pgmahout copy` and the steps that a migration is made of: who has the source's lock, that nobody writes, what is
 //! refused, and that each step may be killed and run again.
 
-mod backups;
-mod common;
-
-use backups::*;
-use common::*;
+use crate::backups::*;
+use crate::common::*;
 use nix::sys::signal::Signal;
 use std::io::{Read, Write};
 use std::process::Stdio;

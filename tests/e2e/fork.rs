@@ -1,8 +1,7 @@
 //! `pgmahout fork`: an independent, writable copy that has all that was there when the command was given;
 //! the source goes on, and nothing ties the two together afterwards.
-mod common;
 
-use common::*;
+use crate::common::*;
 use nix::sys::signal::Signal;
 
 /// Whatever names the source, or would follow it.

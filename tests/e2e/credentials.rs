@@ -1,8 +1,7 @@
 //! `pgmahout credentials`: what a client needs, a new password that no log has, and a standby that takes it over
 //! while it streams.
-mod common;
 
-use common::*;
+use crate::common::*;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::path::PathBuf;

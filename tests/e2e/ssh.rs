@@ -1,7 +1,6 @@
 //! SSH as the agent uses it: host keys, our own keys, the SSH agent, IPv6, odd servers.
-mod common;
 
-use common::*;
+use crate::common::*;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 

@@ -1,7 +1,6 @@
 //! Every sample of what `dotcloud info` printed over the years, through the real binary.
-mod common;
 
-use common::*;
+use crate::common::*;
 
 fn sample(name: &str) -> String {
     let path = format!("{}/tests/fixtures/blurbs/{name}", env!("CARGO_MANIFEST_DIR"));

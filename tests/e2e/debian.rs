@@ -1,8 +1,7 @@
 //! Ordinary Debian servers: clusters of pg_createcluster under the account postgres, found without being
 //! told, started and stopped by pg_ctlcluster, or by systemd where it runs.
-mod common;
 
-use common::*;
+use crate::common::*;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};

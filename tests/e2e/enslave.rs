@@ -1,8 +1,7 @@
 //! `pgmahout enslave` with real servers: the copy under load, every version, tablespaces, what is left
 //! out, secrets, the plans, and what an interruption leaves.
-mod common;
 
-use common::*;
+use crate::common::*;
 use nix::sys::signal::Signal;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

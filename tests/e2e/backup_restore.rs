@@ -1,11 +1,8 @@
 //! `pgmahout backup restore`: whatever goes wrong, and whenever it is killed, the old database is as it was and in
 //! place; and what is restored is all that was backed up.
 
-mod backups;
-mod common;
-
-use backups::*;
-use common::*;
+use crate::backups::*;
+use crate::common::*;
 use nix::sys::signal::Signal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

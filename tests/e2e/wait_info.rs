@@ -1,7 +1,6 @@
 //! `pgmahout wait`, `info` and `config`: what they say of primaries, standbys and stopped servers.
-mod common;
 
-use common::*;
+use crate::common::*;
 use serde_json::Value;
 use std::time::Duration;
 

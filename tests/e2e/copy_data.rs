@@ -1,11 +1,8 @@
 //! The data of a copy: whatever a database holds goes from one server to the other, of another version too, and what
 //! differs afterwards is found.
 
-mod backups;
-mod common;
-
-use backups::{full18, instance, program, quoted};
-use common::*;
+use crate::backups::{full18, instance, program, quoted};
+use crate::common::*;
 use pgmahout::blurb::Secret;
 use pgmahout::operations::Context;
 use pgmahout::operations::copy::compare::{self, Change};

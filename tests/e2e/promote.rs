@@ -1,8 +1,7 @@
 //! `pgmahout promote`: on a new timeline, never two primaries unasked, nothing lost behind a fence, and
 //! no obstacle when the old primary is dead.
-mod common;
 
-use common::*;
+use crate::common::*;
 use nix::sys::signal::{Signal, kill};
 use std::time::Duration;
 

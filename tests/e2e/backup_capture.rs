@@ -1,8 +1,7 @@
 //! `pgmahout backup capture` of one database: what plain `pg_restore` makes of it, what the manifest says, and what
 //! is left of one that failed.
-mod common;
 
-use common::*;
+use crate::common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

@@ -1,8 +1,7 @@
 //! `pgmahout enslave` over a cluster, or a part of one, that is here already: only what differs is copied, whatever
 //! became of either side, and a copy that broke off goes on.
-mod common;
 
-use common::*;
+use crate::common::*;
 use nix::sys::signal::Signal;
 use std::os::unix::fs::FileExt;
 use std::path::Path;

@@ -1,7 +1,6 @@
 //! `pgmahout logs`: every format, every place a log can be, zones, following through rotation.
-mod common;
 
-use common::*;
+use crate::common::*;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -234,7 +233,7 @@ fn a_tail_ends_when_nobody_reads_it() {
 }
 
 fn start_command(command: std::process::Command) -> Running {
-    common::start(command, "a pipeline".into(), None)
+    crate::common::start(command, "a pipeline".into(), None)
 }
 
 /// Three sessions that write marked lines as fast as they can; every batch is followed by `between`.

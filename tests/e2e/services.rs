@@ -1,7 +1,6 @@
 //! What runs the server: supervisor, pg_ctl, the operator's own commands. (Debian's are in debian.rs.)
-mod common;
 
-use common::*;
+use crate::common::*;
 use std::process::{Child, Stdio};
 
 /// Enslave, promote with a fence, enslave back, with the service that both hosts have.

@@ -1,8 +1,7 @@
 //! `pgmahout backup url` and `pgmahout serve`: a link for anyone, to one backup, for a while. Over real HTTP, by curl.
-mod common;
 
-use common::shelf::{objects, shelve, unshelve};
-use common::*;
+use crate::common::shelf::{objects, shelve, unshelve};
+use crate::common::*;
 use nix::sys::signal::Signal;
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -2,9 +2,8 @@
 //! where the migration is killed, made to fail or interrupted once. What must never happen meanwhile (the app up on a
 //! database that takes no writes, a target cleared that the app points to, …) the pretender writes down by itself.
 //! The same on a real platform is in tests/herd.
-mod common;
 
-use common::*;
+use crate::common::*;
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,8 +1,7 @@
 //! Physical backups with real servers: taken hot, cold, from a standby, of a full disk, of damaged pages; restored
 //! onto empty and full instances, by hand, and with a kill at many instants.
-mod common;
 
-use common::*;
+use crate::common::*;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,6 @@
 //! Where backups lie: a directory and S3; their bytes on the way in and out, sealed, checked, resumed.
-mod common;
 
-use common::*;
+use crate::common::*;
 use pgmahout::backups::manifest::{BackupId, By, FORMAT, Kind, Manifest, Needs};
 use pgmahout::instance::Instance;
 use pgmahout::postgres::wal::{Lsn, SystemId, Timeline};
