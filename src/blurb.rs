@@ -536,6 +536,18 @@ fn from_ports(name: Option<String>, ports: &[Port], password: Option<String>) ->
     })
 }
 
+/// Where in a URL, behind its `://`, user and password end: their `@`. By the book the authority ends before the path;
+/// only a password that was not encoded reaches beyond.
+pub fn end_of_user(rest: &str) -> Option<usize> {
+    let authority = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    rest[..authority].rfind('@').or_else(|| rest.rfind('@'))
+}
+
+/// It begins with `postgres://` or `postgresql://`, in letters of whatever case.
+pub fn is_database_url(text: &str) -> bool {
+    ["postgres", "postgresql"].contains(&scheme(text).as_str())
+}
+
 fn scheme(url: &str) -> String {
     url.split_once("://").map_or(String::new(), |(scheme, _)| scheme.to_ascii_lowercase())
 }
@@ -688,16 +700,14 @@ impl DatabaseUrl {
     /// # Errors
     /// What is wrong with it, as the rest of a sentence that begins with it. The URL itself is not quoted.
     pub fn parse(text: &str) -> std::result::Result<DatabaseUrl, &'static str> {
-        if !["postgres", "postgresql"].contains(&scheme(text).as_str()) {
+        if !is_database_url(text) {
             return Err("does not begin with postgres://");
         }
         let (_, rest) = text.split_once("://").unwrap_or_default();
         if rest.chars().any(char::is_control) {
             return Err("has a control character");
         }
-        // By the book the authority ends before the path; only a password that was not encoded reaches beyond.
-        let authority = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        let at = rest[..authority].rfind('@').or_else(|| rest.rfind('@'));
+        let at = end_of_user(rest);
         let url = match at {
             Some(at) => Url::read(Some(&rest[..at]), &rest[at + 1..])?,
             None => Url::read(None, rest)?,

@@ -4,6 +4,7 @@
 //! What a call has started is known before it begins its work: whoever is killed meanwhile leaves a record, by which
 //! the next one ends it ([`end_left_behind`]).
 
+use crate::blurb;
 use crate::durable::Context as _;
 use crate::error::{Error, Result, printable};
 use crate::process;
@@ -727,7 +728,8 @@ fn is_address(text: &str) -> bool {
         .is_some_and(|(name, port)| !name.is_empty() && name.chars().all(host) && port.parse::<u16>().is_ok())
 }
 
-/// Without the passwords of URLs.
+/// Without the passwords of URLs, encoded or not: what lies between the first `:` behind a `://` and the last `@` before
+/// the word's end is taken for one. Better too much than a part of one.
 pub fn masked(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -735,9 +737,7 @@ pub fn masked(text: &str) -> String {
         let (before, after) = rest.split_at(at + 3);
         out.push_str(before);
         rest = after;
-        let end = after
-            .find(|c: char| c == '/' || c == '?' || c.is_whitespace() || c == '"')
-            .unwrap_or(after.len());
+        let end = after.find(|c: char| c.is_whitespace() || c == '"').unwrap_or(after.len());
         if let Some(sign) = after[..end].rfind('@')
             && let Some(colon) = after[..sign].find(':')
         {
@@ -766,11 +766,12 @@ pub fn address_of(url: &str) -> Option<Address> {
     if url.chars().any(|c| c.is_control() || c == ' ') {
         return None;
     }
-    let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"))?;
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, tail) = rest.split_at(end);
-    let (user, host) =
-        authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
+    let (_, rest) = url.split_once("://").filter(|_| blurb::is_database_url(url))?;
+    let (user, rest) = match blurb::end_of_user(rest) {
+        Some(at) => (Some(&rest[..at]), &rest[at + 1..]),
+        None => (None, rest),
+    };
+    let (host, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     let has_port = host.rsplit_once(':').is_some_and(|(name, port)| {
         (!name.contains(':') || name.ends_with(']')) && port.parse::<u16>().is_ok()
     });
@@ -805,8 +806,7 @@ fn decoded(text: &str) -> String {
 /// The password in a URL, as it stands there, for [`Platform::hide`].
 pub fn password_of(url: &str) -> Option<&str> {
     let rest = url.split_once("://")?.1;
-    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
-    authority.rsplit_once('@')?.0.split_once(':').map(|(_, password)| password)
+    rest[..blurb::end_of_user(rest)?].split_once(':').map(|(_, password)| password)
 }
 
 /// Names that more than one has.
@@ -832,16 +832,19 @@ mod tests {
         assert_eq!(at("postgres://u@[::1]/main"), is("[::1]:5432", "main", false));
         assert_eq!(at("postgres://u@[::1]:77"), is("[::1]:77", "u", false));
         assert_eq!(at("postgres://db/main?password=x"), is("db:5432", "main", true));
+        assert_eq!(at("POSTGRES://u:a/b?c#d@db:1/main"), is("db:1", "main", true));
         assert_eq!(at("mysql://u:p@db/main"), None);
         assert_eq!(at("postgres:///main"), None);
         assert_eq!(at("postgres://u@db/ma in"), None);
         assert_eq!(password_of("postgres://u:p:q@db/x"), Some("p:q"));
+        assert_eq!(password_of("postgres://u:a/b?c#d@db/x"), Some("a/b?c#d"));
         assert_eq!(password_of("postgres://u@db/x:y@z"), None);
     }
 
     #[test]
     fn passwords_are_not_quoted() {
         assert_eq!(masked("at postgres://u:p@ss@db/x, http://h/"), "at postgres://u:...@db/x, http://h/");
+        assert_eq!(masked("is postgres://u:a/b?c#d@e@db/x now"), "is postgres://u:...@db/x now");
         assert_eq!(masked("postgres://u@db:5432/x"), "postgres://u@db:5432/x");
     }
 }

@@ -4,7 +4,7 @@ use super::output::{answer, show};
 use crate::blurb::Secret;
 use crate::error::{Error, Result};
 use crate::operations::migrate::{self, App, From, Options, Report, To};
-use crate::platform::address_of;
+use crate::platform::{address_of, password_of};
 use crate::process;
 use crate::progress::{Progress, bytes_text, duration_text, time_text};
 use clap::Args;
@@ -152,12 +152,13 @@ const URL_WAIT: Duration = Duration::from_secs(120);
 /// A password must not stand among the arguments, which everybody on the machine can read.
 fn read_url(word: &str) -> Result<Secret> {
     let usage = |why: &str, hint: &str| Error::MigrateUsage { why: why.into(), hint: hint.into() };
-    if word.starts_with("postgres://") || word.starts_with("postgresql://") {
-        return match address_of(word) {
-            Some(at) if at.has_password => {
+    if word.contains("://") {
+        let has_password = address_of(word).is_some_and(|at| at.has_password) || password_of(word).is_some();
+        return match has_password {
+            true => {
                 Err(usage("a URL with a password is no argument", "put it into a file, or on stdin: --url -"))
             }
-            _ => Ok(Secret::new(word)),
+            false => Ok(Secret::new(word)),
         };
     }
     let bytes = if word == "-" {
@@ -178,7 +179,8 @@ fn read_url(word: &str) -> Result<Secret> {
     let path = if word == "-" { Path::new("stdin") } else { Path::new(word) };
     let bytes = bytes.map_err(|source| Error::File { action: "read", path: path.into(), source })?;
     let text = String::from_utf8_lossy(&bytes);
-    match text.trim() {
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    match lines.next().unwrap_or_default() {
         "" => Err(usage("there is no URL where it should be", "postgres://USER:PASSWORD@HOST:PORT/DATABASE")),
         text => Ok(Secret::new(text)),
     }

@@ -128,7 +128,7 @@ pub fn examine(context: Context, from: &Target, here: &mut Here, wishes: Wishes)
     let owner = found.roles(&mut db, from, here, wishes)?;
     found.readable(&mut db, from)?;
     found.tablespaces(&mut db)?;
-    found.settings(&mut db, &source.database, here)?;
+    found.settings(&mut db, from, here)?;
     let needs = swap::old(&mut db, &source.database)?.map(|old| old.needs).unwrap_or_default();
     found.locale(&needs, here);
     let tied = swap::tied(&mut here.db, &here.database)?;
@@ -334,13 +334,15 @@ impl Found {
         Ok(())
     }
 
-    /// What is set for the database, or for a role in it, does not go along: an app may not work without its search_path.
-    fn settings(&mut self, db: &mut Db, database: &str, here: &mut Here) -> Result<()> {
+    /// What is set for the database, for a role in it, or for the URL's own role everywhere, does not go along: an app may not
+    /// work without its search_path.
+    fn settings(&mut self, db: &mut Db, from: &Target, here: &mut Here) -> Result<()> {
+        let (database, user) = (&from.database, &from.user);
         let read = |db: &mut Db, name: &str| -> Result<Vec<(Option<String>, String)>> {
-            let sql = "SELECT rolname::text, said FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase \
-                 LEFT JOIN pg_roles r ON r.oid = setrole, unnest(setconfig) said WHERE datname = $1 \
-                 AND said !~ '^(default_transaction_read_only=|pgmahout\\.)' ORDER BY 1 NULLS FIRST, 2";
-            Ok(db.rows(sql, &[&name])?.iter().map(|row| (row.get(0), row.get(1))).collect())
+            let sql = "SELECT rolname::text, said FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = setdatabase \
+                 LEFT JOIN pg_roles r ON r.oid = setrole, unnest(setconfig) said \
+                 WHERE (datname = $1 OR setdatabase = 0 AND rolname = $2) AND said !~ '^(default_transaction_read_only=|pgmahout\\.)' ORDER BY 1 NULLS FIRST, 2";
+            Ok(db.rows(sql, &[&name, &user])?.iter().map(|row| (row.get(0), row.get(1))).collect())
         };
         let there = read(&mut here.db, &here.database)?;
         let mut missing = Vec::new();
@@ -354,8 +356,8 @@ impl Found {
         }
         if !missing.is_empty() {
             self.warnings.push(format!(
-                "what is set for the database {database} itself does not go along, and {} does not have it: {}; \
-                 ALTER DATABASE ... SET gives it",
+                "what is set for the database {database} itself, or its role, does not go along, and {} does not have \
+                 it: {}; ALTER DATABASE ... SET gives it",
                 here.database,
                 missing.join(", ")
             ));

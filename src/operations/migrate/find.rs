@@ -155,12 +155,18 @@ pub fn variables(work: &Work, config: &Config) -> Result<Vec<Bound>> {
         return Ok(found);
     }
     if config.config.get("DATABASE_URL").is_some_and(|url| !url.is_empty()) {
+        let hint = match others(work, config)?.first() {
+            Some(name) => format!("{name} leads to that database by another URL: --from {name}"),
+            None => "name the variable that leads there, if one does: --from NAME; herd pg:copy copies a database and \
+                     leaves the app alone"
+                .into(),
+        };
         return Err(Error::MigrateRefused {
             why: format!(
                 "no config variable of {} holds that URL, and DATABASE_URL is set",
                 work.journal.app
             ),
-            hint: "herd pg:copy copies a database and leaves the app alone".into(),
+            hint,
         });
     }
     Ok(vec![Bound { name: "DATABASE_URL".into(), was_set: false }])
