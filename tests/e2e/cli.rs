@@ -115,7 +115,8 @@ impl Bare {
         for directory in ["", "etc", "home", "tmp"] {
             account().mkdir(&root.join(directory), 0o755);
         }
-        std::fs::copy(binary(), root.join("pgmahout")).unwrap();
+        // By a process of its own: another test's child that is just being started would still have it open for writing.
+        must(Command::new("cp").arg(binary()).arg(root.join("pgmahout")));
         account().write(&root.join("etc/hosts"), "127.0.0.1 primary.test\n::1 six.test\n", 0o644);
         Bare { site }
     }
