@@ -214,8 +214,7 @@ impl Platform {
                     Listed { name: name.to_owned(), address: address.to_ascii_lowercase() }
                 }
                 _ => {
-                    let why = "it answered a line that is not NAME, STATE and HOST:PORT";
-                    return Err(self.misbehaved("instances", why));
+                    return Err(self.no_line("instances", line, "NAME, STATE and HOST:PORT"));
                 }
             };
             if found.iter().any(|other| other.name == listed.name || other.address == listed.address) {
@@ -247,6 +246,12 @@ impl Platform {
         self.release("config-unset", &answer)
     }
 
+    /// It answered this line, which is none of what its contract has.
+    fn no_line(&self, verb: &str, line: &str, wanted: &str) -> Error {
+        let line = self.quoted(&line.replace('\t', "<TAB>"));
+        self.misbehaved(verb, &format!("it answered the line \"{line}\", which is not {wanted}"))
+    }
+
     fn release(&self, verb: &str, answer: &str) -> Result<u64> {
         let number = answer.trim_end().parse().ok().filter(|_| answer.len() < 12);
         number.ok_or_else(|| self.misbehaved(verb, "it answered no release number"))
@@ -266,10 +271,9 @@ impl Platform {
                 _ => None,
             }
         };
-        let all: Option<Vec<_>> = text.lines().map(parse).collect();
-        all.ok_or_else(|| {
-            self.misbehaved("processes", "it answered a line that is not NAME, COUNT and STATE")
-        })
+        let checked =
+            |line| parse(line).ok_or_else(|| self.no_line("processes", line, "NAME, COUNT and STATE"));
+        text.lines().map(checked).collect()
     }
 
     /// Changes how many there are of each, and sees to it that it has.
@@ -326,11 +330,9 @@ impl Platform {
             let (at, since, command) = (fields.next()?, fields.next()?, fields.next()?);
             Some(self.quoted(&format!("{command} at {at}, since {since}")))
         };
-        let all: Option<Vec<_>> = text.lines().map(parse).collect();
-        let all = all.ok_or_else(|| {
-            self.misbehaved("oneoffs", "it answered a line that is not WHERE, SINCE and COMMAND")
-        })?;
-        Ok(Some(all))
+        let checked =
+            |line| parse(line).ok_or_else(|| self.no_line("oneoffs", line, "WHERE, SINCE and COMMAND"));
+        text.lines().map(checked).collect::<Result<_>>().map(Some)
     }
 
     /// `pgmahout` with these words at `seat`: its answer. `url`, with a password in it, goes to its stdin, which is
