@@ -83,7 +83,11 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
         durable::write(&note, whom.as_bytes(), 0o600)?;
     }
     let followed = enslave::follow(context, blurb, &copy);
-    if followed.is_err() && unfinished.is_none() && !is_standby(instance) {
+    if followed.is_err()
+        && unfinished.is_none()
+        && !is_standby(instance)
+        && !enslave::place::has_begun(instance)
+    {
         // Nothing was begun that a next run could go on with.
         let _ = fs::remove_file(&note);
     }

@@ -1,7 +1,7 @@
 //! Ends recovery: this standby becomes a primary on a new timeline, having replayed all that it received.
 //! Never by deleting files: without a new timeline a later divergence could not be seen.
 
-use super::enslave::there;
+use super::enslave::{marker, there};
 use super::fence::Fenced;
 use super::{Context, job, standby};
 use crate::agent;
@@ -257,6 +257,8 @@ pub fn end_recovery(context: Context, db: &mut Db, limit: Duration) -> Result<Op
     let instance = context.instance;
     let version = db.version;
     let data = instance.data_directory()?;
+    // Of a primary nobody must think that it is a copy.
+    marker::remove_marker(&data)?;
     let paused = version.sql_is_wal_replay_paused();
     if db.value::<bool>(&format!("SELECT {paused}"), &[])? {
         check_pause(context, db)?;

@@ -4,6 +4,7 @@ use super::coding::{Block, Decoder};
 use super::protocol::*;
 use super::source::check_relative;
 use crate::error::{Error, Result};
+use crate::postgres::files::OWN_PREFIX;
 use crate::process::check_interrupt;
 use crate::ssh::{Remote, RemoteProcess};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -277,6 +278,16 @@ fn check_entry(entry: Entry) -> std::io::Result<Entry> {
     if entry.root != 0 && entry.kind != EntryKind::Tablespace && !entry.path.starts_with("PG_") {
         return Err(bad(format!("{:?} in a tablespace", entry.path)));
     }
+    // Our own marks, and what is behind the links to tablespaces, are not the source's to write.
+    let ours = entry.path.split('/').any(|name| name.starts_with(OWN_PREFIX));
+    let behind_a_link = entry.root == 0
+        && entry
+            .path
+            .strip_prefix("pg_tblspc/")
+            .is_some_and(|rest| entry.kind == EntryKind::File || rest.contains('/'));
+    if ours || behind_a_link {
+        return Err(bad(format!("{:?}, which no source has", entry.path)));
+    }
     if entry.size > SIZE_LIMIT {
         return Err(bad(format!("a file of {} bytes", entry.size)));
     }
@@ -303,6 +314,11 @@ mod tests {
     #[test]
     fn entries_that_climb_out_are_refused() {
         for (kind, size, path) in [
+            (EntryKind::File, 1, "pgdata:global//pg_control"),
+            (EntryKind::File, 1, "pgdata:global/./pg_control"),
+            (EntryKind::File, 1, "pgdata:.pgmahout-incomplete"),
+            (EntryKind::File, 1, "pgdata:pg_tblspc/7"),
+            (EntryKind::Directory, 0, "pgdata:pg_tblspc/7/PG_15_202209061"),
             (EntryKind::File, 1, "../x"),
             (EntryKind::File, 1, "/etc/x"),
             (EntryKind::Directory, 0, "a/../../b"),
@@ -312,7 +328,8 @@ mod tests {
             (EntryKind::File, 1, "authorized_keys"),
             (EntryKind::File, 1 << 60, "PG_15_202209061/5/16384"),
         ] {
-            let entry = Entry { kind, root: 7, mode: 0o600, size, path: path.into() };
+            let (root, path) = path.strip_prefix("pgdata:").map_or((7, path), |path| (0, path));
+            let entry = Entry { kind, root, mode: 0o600, size, path: path.into() };
             let mut wire = Vec::new();
             write_frame(&mut wire, Kind::Entry, &entry.encode()).unwrap();
             let error = hostile(wire).list(&PLAIN, |_| panic!("{path} was let through"));

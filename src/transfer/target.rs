@@ -146,11 +146,24 @@ pub struct Manner {
     /// The pages of relations carry checksums, and are verified: where the backup began. What a page of later than
     /// this holds is written anew by replay.
     pub verify_since: Option<Lsn>,
+    /// Bytes that each stream brings in a second at most; 0 when nobody has limited it.
+    pub rate: u64,
 }
 
-/// Bytes asked for ahead of their arrival, per stream: enough to hide the round trip of a long line,
+impl Manner {
+    /// What is asked for at once. Under a limit it is what comes within a few seconds: a stream that has nothing more to
+    /// do while another one brings its last parts does not answer its sshd, which hangs up after some minutes.
+    fn part(&self) -> u64 {
+        match self.rate {
+            0 => PART,
+            rate => (rate * 5).next_multiple_of(BLOCK as u64).min(PART),
+        }
+    }
+}
+
+/// Parts asked for ahead of their arrival, per stream: enough to hide the round trip of a long line,
 /// small enough that the requests fit into the pipes on the way.
-const AHEAD_BYTES: u64 = 2 * PART;
+const AHEAD_PARTS: u64 = 2;
 const AHEAD_REQUESTS: usize = 256;
 
 /// Makes a directory of the manifest.
@@ -190,6 +203,7 @@ pub fn copy(
         written: AtomicU64::new(0),
         ends: Mutex::new(BTreeMap::new()),
         suspects: Mutex::new(Vec::new()),
+        more_suspects: AtomicU64::new(0),
     };
     std::thread::scope(|scope| {
         for stream in streams.iter_mut() {
@@ -218,7 +232,7 @@ pub fn copy(
         wire_bytes: after.0 - before.0,
         sent_bytes: after.1 - before.1,
         durable_seconds: 0.0,
-        damaged: damaged.len() as u64,
+        damaged: damaged.len() as u64 + shared.more_suspects.into_inner(),
         damaged_pages: damaged.into_iter().take(100).collect(),
     })
 }
@@ -260,6 +274,8 @@ struct Shared<'a> {
     ends: Mutex<BTreeMap<u32, Option<u64>>>,
     /// Pages whose checksum is wrong: file and offset.
     suspects: Mutex<Vec<(u32, u64)>>,
+    /// Those that were too many to be remembered.
+    more_suspects: AtomicU64,
 }
 
 impl Shared<'_> {
@@ -270,7 +286,9 @@ impl Shared<'_> {
         let mut own: Option<(u32, Reader)> = None;
         let mut buffer = vec![0; if self.manner.compare { BLOCK } else { 0 }];
         loop {
-            while ahead.is_empty() || ahead_bytes < AHEAD_BYTES && ahead.len() < AHEAD_REQUESTS {
+            while ahead.is_empty()
+                || ahead_bytes < AHEAD_PARTS * self.manner.part() && ahead.len() < AHEAD_REQUESTS
+            {
                 let Some(part) = self.next_part()? else { break };
                 if part.range.length == 0 {
                     // Empty files need no question: were they to grow now, the WAL has it.
@@ -313,7 +331,7 @@ impl Shared<'_> {
             next.compare = self.manner.compare && self.make_comparable(root, &path, size)?;
         }
         let offset = next.offset;
-        let length = (size - offset).min(PART);
+        let length = (size - offset).min(self.manner.part());
         let compare = next.compare;
         next.offset += length;
         if next.offset >= size {
@@ -452,7 +470,11 @@ impl Shared<'_> {
         for (n, page) in bytes.chunks_exact(PAGE).enumerate() {
             let at = offset + (n * PAGE) as u64;
             if !self.is_sound(page, first, at) {
-                self.suspects.lock().expect("no panic in a worker").push((current.file, at));
+                let mut suspects = self.suspects.lock().expect("no panic in a worker");
+                match suspects.len() < SUSPECTS {
+                    true => suspects.push((current.file, at)),
+                    false => drop(self.more_suspects.fetch_add(1, Ordering::Relaxed)),
+                }
             }
         }
     }
@@ -502,6 +524,9 @@ impl Shared<'_> {
         Ok(suspects.iter().map(name).collect())
     }
 }
+
+/// So many pages are read again. A disk that has more damage than this is beyond it.
+const SUSPECTS: usize = 10_000;
 
 /// How often a page with a wrong checksum is read: a server writes one within a moment.
 const LOOKS: u32 = 5;
@@ -615,7 +640,7 @@ mod tests {
         copy(&mut all, &work, &roots, manner, &Progress::new(Voice::Quiet)).unwrap()
     }
 
-    const COMPARE: Manner = Manner { compare: true, verify_since: None };
+    const COMPARE: Manner = Manner { compare: true, verify_since: None, rate: 0 };
 
     fn same(a: &Path, b: &Path, path: &str) {
         let (a, b) = (fs::read(a.join(path)).unwrap(), fs::read(b.join(path)).unwrap());
@@ -734,7 +759,7 @@ mod tests {
         file.extend(&page);
         file[PAGE + 8..PAGE + 10].copy_from_slice(&sound);
         fs::write(data.path().join("base/5/30000"), file).unwrap();
-        let verify = |since| Manner { compare: false, verify_since: Some(Lsn(since)) };
+        let verify = |since| Manner { verify_since: Some(Lsn(since)), ..Manner::default() };
         let done = copied(data.path(), target.path(), verify(0x2000), Wishes::default());
         assert!(done.damaged_pages.contains(&"base/5/30000: 0".to_owned()), "{done:?}");
         assert!(!done.damaged_pages.contains(&"base/5/30000: 1".to_owned()), "{done:?}");

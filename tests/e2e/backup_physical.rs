@@ -320,7 +320,7 @@ fn what_is_no_whole_cluster_is_not_backed_up() {
     let (source, _, store) = source_and_empty(Pg::embedded("15"));
     source.stop();
     let marker = source.data.join(".pgmahout-incomplete");
-    source.account.write(&marker, "", 0o600);
+    source.account.write(&marker, "restore of PostgreSQL 15\n", 0o600);
     source.agent(&["backup", "capture", "--physical"]).run().fails(
         1,
         &format!("{} is a copy that was not completed: there is nothing to back up", source.data.display()),

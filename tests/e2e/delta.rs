@@ -214,6 +214,51 @@ fn tablespaces_that_came_went_and_changed() {
     amcheck(&primary, &standby);
 }
 
+/// As after `cp -a` of a cluster on its own machine: its link leads to the tablespace of the one that it was copied from.
+#[test]
+fn the_sources_own_tablespace_stays_the_sources() {
+    let (primary, standby) = pair(Pg::embedded("18"));
+    let space = primary.home.join("space");
+    primary.account.mkdir(&space, 0o700);
+    primary.exec(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display()));
+    primary.exec("CREATE TABLE t (n) TABLESPACE space AS SELECT generate_series(1, 9000)");
+    let map = |name: &str| format!("{}={}", space.display(), standby.home.join(name).display());
+    standby.enslave(&primary, &["--tablespace-mapping", &map("first")]);
+    for (name, plan) in [("second", "auto"), ("third", "full")] {
+        left_behind(&primary, &standby, "UPDATE t SET n = -n");
+        let links = standby.data.join("pg_tblspc");
+        let link = std::fs::read_dir(links).unwrap().next().unwrap().unwrap().path();
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(&space, &link).unwrap();
+
+        let flags = ["--tablespace-mapping", &map(name), "--plan", plan];
+        standby.enslave(&primary, if plan == "auto" { &flags[..2] } else { &flags });
+
+        assert_streams(&primary, &standby);
+        compare(&primary, &standby);
+        let place = "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE oid > 16000";
+        assert_eq!(standby.one(place), standby.home.join(name).display().to_string());
+        primary.crash();
+        primary.start();
+        assert_eq!(primary.one("SELECT count(*) FROM t"), "9000");
+    }
+}
+
+#[test]
+fn a_mark_that_was_left_over_is_taken_away() {
+    let (primary, standby) = pair(Pg::embedded("18"));
+    standby.enslave(&primary, &[]);
+    let marker = standby.data.join(".pgmahout-incomplete");
+    standby.account.write(&marker, "copy of PostgreSQL 18\n", 0o600);
+    let dry = standby.enslave(&primary, &["--dry-run"]);
+    assert!(dry["already"] == true && marker.exists(), "{dry}");
+    let done = standby.enslave(&primary, &[]);
+    assert!(done["already"] == true && !marker.exists(), "{done}");
+    standby.account.write(&marker, "copy of PostgreSQL 18\n", 0o600);
+    standby.agent(&["promote", "--fence"]).stdin(primary.blurb()).run().ok();
+    assert!(!marker.exists());
+}
+
 // --- interruptions ------------------------------------------------------------------------------------
 
 #[test]

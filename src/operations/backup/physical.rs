@@ -9,7 +9,7 @@
 //! on on the same timeline as its original: [`super::restore`] gives it one of its own.
 
 use super::super::enslave::here::{self, has_standby_file};
-use super::super::enslave::place::MARKER;
+use super::super::enslave::marker;
 use super::super::enslave::session::Backup;
 use super::super::{Context, standby};
 use super::subject::{Options, Subject, Written};
@@ -52,10 +52,10 @@ pub fn subject(context: Context, _options: &Options) -> Result<Subject> {
     let data = instance.data_directory()?;
     let version = data_version(instance)?;
     // Read now, so that an unfinished or foreign directory is refused before anything is stored.
-    read_control(&data)?;
-    if data.join(MARKER).exists() {
+    if marker::is_incomplete(&data) {
         return Err(Error::UnfinishedCopy { path: data });
     }
+    read_control(&data)?;
     let mut size = 0;
     let cluster = Cluster::look(&data, version, false, false)?;
     cluster.each(&mut |found| {

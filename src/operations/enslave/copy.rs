@@ -8,10 +8,8 @@
 //! session of ours and end with it, however we end.
 
 use super::super::{Context, standby};
-use super::place::{
-    LOST_AND_FOUND, Layout, MARKER, Place, empty_directory, list, outside, remove_copy,
-    unfinished_tablespaces, write_marker,
-};
+use super::marker::{self, MARKER, Mark, remove_copy};
+use super::place::{LOST_AND_FOUND, Layout, Place, list, mark, outside};
 use super::reuse::Manifest;
 use super::session::Backup;
 use super::there::There;
@@ -66,8 +64,7 @@ pub fn run(
     let outcome = copy_into(context, there, layout, &root, settings, slot);
     match (&outcome, &layout.place) {
         (Err(Error::File { .. } | Error::UnknownRoot { .. }), Place::Beside(staging)) => {
-            let outside = unfinished_tablespaces(staging);
-            if let Err(error) = remove_copy(staging, &outside) {
+            if let Err(error) = remove_copy(staging) {
                 context.progress.warn(format!("what was copied is still there: {error}"));
             }
         }
@@ -75,7 +72,7 @@ pub fn run(
             let at = staging.display();
             context.progress.step(format!("what was copied is in {at}; the same command goes on with it"));
         }
-        (Err(_), Place::InPlace(_)) if layout.data.join(MARKER).exists() => {
+        (Err(_), Place::InPlace(_)) if marker::is_incomplete(&layout.data) => {
             let at = layout.data.display();
             context.progress.warn(format!(
                 "{at} is a copy that is not complete, and cannot start; the same command goes on with it"
@@ -125,8 +122,11 @@ fn copy_into(
             streams.len() + 1,
             if streams.is_empty() { "" } else { "s" }
         ));
-        let manner =
-            Manner { compare: layout.reuse, verify_since: verify_since(control, backup.begin, settings) };
+        let manner = Manner {
+            compare: layout.reuse,
+            verify_since: verify_since(control, backup.begin, settings),
+            rate: rate_of_each(settings),
+        };
         progress.begin_bytes(if layout.reuse { "compare" } else { "copy" }, work.bytes);
         let copied = copy_all(stream, &mut streams, &work, &roots, manner, progress);
         progress.end();
@@ -173,12 +173,7 @@ fn open_streams(
     settings: &Settings,
 ) -> Result<Vec<Stream>> {
     let mut streams = Vec::new();
-    // Not so slow that one block takes longer than the other side may be silent.
-    let max_rate = match settings.max_rate {
-        0 => 0,
-        rate => rate.div_ceil(settings.sessions as u64).max(SLOWEST_STREAM),
-    };
-    let wishes = Wishes { compression: settings.compression, max_rate };
+    let wishes = Wishes { compression: settings.compression, max_rate: rate_of_each(settings) };
     while streams.len() < settings.sessions {
         let opened = remote.again().and_then(|remote| Stream::open(&*remote, agent, data, wishes));
         match opened {
@@ -194,6 +189,15 @@ fn open_streams(
         }
     }
     Ok(streams)
+}
+
+/// Bytes that one session may read in a second; 0 is as many as it can. Not so few that one block takes longer than the
+/// other side may be silent.
+fn rate_of_each(settings: &Settings) -> u64 {
+    match settings.max_rate {
+        0 => 0,
+        rate => rate.div_ceil(settings.sessions as u64).max(SLOWEST_STREAM),
+    }
 }
 
 /// Where the backup began, when the pages that come are to be verified: only of servers with PostgreSQL's own sizes.
@@ -223,27 +227,28 @@ fn warn_of_damage(copied: &Copied, name: &str, progress: &Progress) {
 /// Makes the place for a copy: marked, private, and empty unless what is there is reused.
 pub fn prepare(layout: &Layout, root: &Path) -> Result<()> {
     let private = fs::Permissions::from_mode(0o700);
-    if layout.reuse && *root == layout.data {
-        // Its tablespaces' directories may be shared with other clusters: whoever begins anew must not empty them.
-        durable::write(&root.join(MARKER), b"", 0o600)?;
-        remove_control(root)?;
-    } else if layout.reuse {
-        let wal = ["pg_wal", "pg_xlog"].iter().filter_map(|name| fs::read_link(root.join(name)).ok());
-        let known: Vec<_> = outside(layout).cloned().chain(wal).collect();
-        // Tablespaces that are not on the source any more.
-        for here in unfinished_tablespaces(root).iter().filter(|here| !known.contains(here)) {
-            empty_directory(here)?;
+    let mut own = mark(layout);
+    // What an earlier run that broke off has in other directories.
+    let left = Mark::read(root).filter(|_| marker::is_incomplete(root));
+    if let (Some(left), Place::InPlace(_)) = (&left, &layout.place) {
+        let more = left.elsewhere.iter().filter(|path| !own.elsewhere.contains(path)).cloned();
+        own.elsewhere.extend(more.collect::<Vec<_>>());
+    }
+    if layout.reuse {
+        if let (Some(left), Place::Beside(_)) = (&left, &layout.place) {
+            // Tablespaces that are not on the source any more.
+            left.remove_elsewhere(|path| !own.elsewhere.iter().any(|known| known == path))?;
         }
-        write_marker(root, layout)?;
+        own.write(root)?;
         remove_control(root)?;
     } else if let Place::InPlace(_) = layout.place {
         fs::create_dir_all(root).on("create", root)?;
-        for here in unfinished_tablespaces(root) {
-            empty_directory(&here)?;
-        }
         // The marker first, the control file next: from here on this is no cluster until it is complete.
-        write_marker(root, layout)?;
+        own.write(root)?;
         remove_control(root)?;
+        if let Some(left) = left {
+            left.remove_elsewhere(|_| true)?;
+        }
         for entry in fs::read_dir(root).on("list", root)?.flatten() {
             let path = entry.path();
             if entry.file_name() == MARKER || entry.file_name() == LOST_AND_FOUND {
@@ -257,7 +262,11 @@ pub fn prepare(layout: &Layout, root: &Path) -> Result<()> {
         }
     } else {
         fs::create_dir(root).on("create", root)?;
-        write_marker(root, layout)?;
+        own.write(root)?;
+        // A half-made copy in PGDATA may have files where this one's are to come; it is never gone on with now.
+        if let Some(left) = Mark::read(&layout.data).filter(|_| marker::is_incomplete(&layout.data)) {
+            left.remove_elsewhere(|path| outside(layout).any(|here| here == path))?;
+        }
     }
     fs::set_permissions(root, private.clone()).on("set the mode of", root)?;
     for here in outside(layout) {
@@ -440,8 +449,9 @@ pub fn own_port(instance: &Instance) -> Option<String> {
 /// Makes a copy durable.
 pub fn sync(root: &Path, layout: &Layout) -> Result<()> {
     let mut seen = Vec::new();
-    let wal = layout.wal_link.as_ref().and_then(|(_, new)| new.parent());
-    for path in std::iter::once(root).chain(outside(layout).map(PathBuf::as_path)).chain(wal) {
+    let wal: Vec<_> =
+        ["pg_wal", "pg_xlog"].map(|name| root.join(name)).into_iter().filter(|path| path.exists()).collect();
+    for path in [root].into_iter().chain(outside(layout).chain(&wal).map(PathBuf::as_path)) {
         let device = fs::metadata(path).on("look at", path)?.dev();
         if !seen.contains(&device) {
             durable::sync_file_system(path)?;

@@ -47,7 +47,7 @@ pub fn look(context: Context) -> Result<Option<Cluster>> {
             let name = entry.file_name();
             !name.to_string_lossy().starts_with('.') && name != "lost+found"
         });
-        return if strangers && !data.join(super::place::MARKER).exists() {
+        return if strangers && !data.join(super::marker::MARKER).exists() {
             Err(Error::NotADataDirectory { path: data })
         } else {
             Ok(None)
@@ -56,7 +56,7 @@ pub fn look(context: Context) -> Result<Option<Cluster>> {
     let Some(control) = instance.control()? else {
         // Without its control file it is a copy that broke off, if it says so itself; else it is somebody's
         // damaged cluster.
-        return if data.join(super::place::MARKER).exists() {
+        return if data.join(super::marker::MARKER).exists() {
             Ok(None)
         } else {
             Err(Error::NoControlFile { path: data })

@@ -3,6 +3,7 @@
 
 pub mod copy;
 pub mod here;
+pub mod marker;
 pub mod place;
 pub mod plan;
 pub mod preflight;
@@ -139,10 +140,7 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
         return Ok(Followed { report, there, db: cluster.and_then(|cluster| cluster.db) });
     }
     let mut wished = options.clone();
-    if cluster.is_none()
-        && wished.wanted == Wanted::Delta
-        && instance.data_directory()?.join(place::MARKER).exists()
-    {
+    if cluster.is_none() && wished.wanted == Wanted::Delta && marker::is_begun(&instance.data_directory()?) {
         // A delta that broke off is completed by the command that began it.
         wished.wanted = Wanted::Auto;
     }
@@ -269,6 +267,11 @@ fn already_following(
     let held = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active";
     if !same || there.db.value::<i64>(held, &[&slot])? == 0 {
         return Ok(None);
+    }
+    if !options.dry_run {
+        // What a run that broke off has left.
+        marker::remove_marker(&cluster.data)?;
+        place::tidy(context, &cluster.data)?;
     }
     let end = there::end_of_wal(&mut there.db, there.in_recovery).ok();
     Ok(Some(Report {
@@ -425,7 +428,8 @@ fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, with: 
     let slot = version.has_replication_slots().then_some(slot);
     let settings = standby::settings(instance, &there.target, slot, version)?;
     standby::write_settings(&cluster.data, &settings, version, &[])?;
-    place::remove_marker(&cluster.data)?;
+    marker::remove_marker(&cluster.data)?;
+    place::tidy(context, &cluster.data)?;
     match live {
         Some(mut db) => {
             context.progress.step("reloading the standby's settings");
@@ -479,8 +483,8 @@ fn full(
         verify: !options.no_verify_checksums,
     };
     let restart = |error: Error| {
-        let is_untouched = !layout.data.join(place::MARKER).exists();
-        if was_running && is_untouched && instance.running().is_none() {
+        // Its control file is the first to go.
+        if was_running && marker::has_control(&layout.data) && instance.running().is_none() {
             context.progress.step("the old cluster is untouched; starting it again");
             if let Err(again) = service::start(instance) {
                 context.progress.warn(format!("it did not start: {again}"));

@@ -2,24 +2,22 @@
 //! tablespaces, what an earlier run has left, and what becomes of the old cluster.
 
 use super::super::Context;
+use super::marker::{self, By, MARKER, Mark, remove_marker};
 use super::plan::{Action, Fate, Plan};
 use super::there::There;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
-use crate::postgres::control::ControlFile;
+use crate::instance::Instance;
 use crate::postgres::version::PgVersion;
 use crate::progress::time_text;
 use crate::service;
 use crate::sql::Target;
 use crate::transfer::protocol::{EntryKind, List};
+use crate::transfer::source::boot_id;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-/// Stands in a copy until it is in PGDATA, complete: a directory beside PGDATA that has it was never
-/// exchanged, one without it is an old cluster. Its lines name the tablespace directories of the copy.
-pub const MARKER: &str = ".pgmahout-incomplete";
 
 /// What a file system has at its root, where that is a data directory.
 pub const LOST_AND_FOUND: &str = "lost+found";
@@ -37,6 +35,12 @@ pub enum Place {
 pub struct Layout {
     /// PGDATA.
     pub data: PathBuf,
+    /// The major version of the copy.
+    pub major: String,
+    /// It is no copy of another instance, but a backup that is restored.
+    pub restores: bool,
+    /// Tablespaces of a source that sees the same disks: whatever leads there from here, nothing is removed there.
+    pub theirs: Vec<PathBuf>,
     /// Where the copy goes.
     pub place: Place,
     /// What lies there already is compared with the source's, and only what differs is copied.
@@ -72,15 +76,33 @@ pub fn layout(
         Ok(())
     })?;
     let data = context.instance.data_directory()?;
-    // With its control file it is a cluster, whatever a marker that was left over says.
-    let is_begun = |root: &&PathBuf| root.join(MARKER).exists() && !root.join("global/pg_control").exists();
-    let begun = [&data, &staging(&data)].into_iter().find(is_begun).cloned();
-    let reused = if plan.action == Action::Delta { Some(data) } else { begun.filter(|_| resume) };
-    placed(context, version, &sizes, &tablespaces, plan, mapping, reused)
+    let begun = [&data, &staging(&data)].into_iter().find(|root| marker::is_begun(root)).cloned();
+    let theirs = tablespaces.iter().filter(|(_, _, outside)| *outside && sees_our_disks(there));
+    let theirs: Vec<_> = theirs.map(|(_, at, _)| real(Path::new(at))).collect();
+    let reused = if plan.action == Action::Delta { Some(data.clone()) } else { begun.filter(|_| resume) };
+    let reused = reused.map(|root| Reused { tablespaces: begun_tablespaces(&root, &data, &theirs), root });
+    let layout = placed(context, version, &sizes, &tablespaces, plan, mapping, reused)?;
+    Ok(Layout { theirs, ..layout })
+}
+
+/// What the copy begins with.
+pub struct Reused {
+    root: PathBuf,
+    tablespaces: BTreeMap<u32, PathBuf>,
+}
+
+/// A path there is the same directory here: one machine, and no container between.
+fn sees_our_disks(there: &There) -> bool {
+    let same = |found: fs::Metadata| (found.dev(), found.ino()) == (there.facts.device, there.facts.inode);
+    there.facts.boot_id == boot_id() && fs::metadata(&there.data_directory).is_ok_and(same)
+}
+
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// Finds the place for a cluster: bytes by root, and its tablespaces: OID, where they were (relative to PGDATA when
-/// in it). `reused` is the directory whose content the copy begins with.
+/// in it).
 pub fn placed(
     context: Context,
     version: PgVersion,
@@ -88,12 +110,19 @@ pub fn placed(
     tablespaces: &[(u32, String, bool)],
     plan: &Plan,
     mapping: &[(PathBuf, PathBuf)],
-    reused: Option<PathBuf>,
+    reused: Option<Reused>,
 ) -> Result<Layout> {
     let data = context.instance.data_directory()?;
     let existing = existing_tablespaces(&data);
-    let begun = reused.as_deref().map(existing_tablespaces).unwrap_or_default();
-    let unfinished = [unfinished_tablespaces(&staging(&data)), unfinished_tablespaces(&data)].concat();
+    let (reused, begun) = match reused {
+        Some(Reused { root, tablespaces }) => (Some(root), tablespaces),
+        None => (None, BTreeMap::new()),
+    };
+    let half_made = [staging(&data), data.clone()]
+        .into_iter()
+        .filter(|root| *root != data || marker::is_incomplete(root));
+    let unfinished: Vec<_> =
+        half_made.filter_map(|root| Mark::read(&root)).flat_map(|mark| mark.elsewhere).collect();
     let mut placed = Vec::new();
     let mut inside = 0;
     for (oid, on_source, outside) in tablespaces {
@@ -142,7 +171,22 @@ pub fn placed(
             (_, Some(begun)) => Some((old, begun)),
             _ => Some((old.clone(), new_wal_directory(&old))),
         });
-    Ok(Layout { data, place, reuse: reused.is_some(), tablespaces: placed, bytes, wal_link })
+    Ok(Layout {
+        data,
+        major: version.major(),
+        restores: false,
+        theirs: Vec::new(),
+        place,
+        reuse: reused.is_some(),
+        tablespaces: placed,
+        bytes,
+        wal_link,
+    })
+}
+
+/// A copy that broke off is here, and the next run goes on with it.
+pub fn has_begun(instance: &Instance) -> bool {
+    instance.data_directory().is_ok_and(|data| marker::is_begun(&data) || marker::is_begun(&staging(&data)))
 }
 
 /// The request for the files of a base backup.
@@ -160,17 +204,27 @@ fn existing_tablespaces(data: &Path) -> BTreeMap<u32, PathBuf> {
         .collect()
 }
 
-/// The tablespace directories of a copy that was not completed, as its marker names them.
-pub fn unfinished_tablespaces(root: &Path) -> Vec<PathBuf> {
-    let text = fs::read_to_string(root.join(MARKER)).unwrap_or_default();
-    text.lines().filter(|line| line.starts_with('/')).map(PathBuf::from).collect()
+/// Those whose content the copy begins with. A link alone may be a copy of the source's own, or lead into PGDATA itself;
+/// that of a copy that broke off is its own when its mark says so.
+fn begun_tablespaces(root: &Path, data: &Path, theirs: &[PathBuf]) -> BTreeMap<u32, PathBuf> {
+    let mark = Mark::read(root).filter(|_| !marker::has_control(root));
+    let is_ours = |here: &Path| {
+        here.is_absolute()
+            && !real(here).starts_with(real(data))
+            && !theirs.contains(&real(here))
+            && mark.as_ref().is_none_or(|mark| mark.elsewhere.iter().any(|marked| marked == here))
+    };
+    existing_tablespaces(root).into_iter().filter(|(_, here)| is_ours(here)).collect()
 }
 
-/// Says in `root` that it is a copy, and where its other directories are.
-pub fn write_marker(root: &Path, layout: &Layout) -> Result<()> {
+/// The mark of a copy that lies so.
+pub fn mark(layout: &Layout) -> Mark {
     let wal = layout.wal_link.iter().map(|(_, new)| new);
-    let lines: String = outside(layout).chain(wal).map(|here| format!("{}\n", here.display())).collect();
-    durable::write(&root.join(MARKER), lines.as_bytes(), 0o600)
+    Mark {
+        by: if layout.restores { By::Restore } else { By::Copy },
+        major: layout.major.clone(),
+        elsewhere: outside(layout).chain(wal).cloned().collect(),
+    }
 }
 
 /// The tablespaces that do not lie in PGDATA.
@@ -273,8 +327,7 @@ pub fn tidy(context: Context, data: &Path) -> Result<Option<PathBuf>> {
     }
     if staging.join(MARKER).exists() || is_empty_or_absent(&staging)? {
         context.progress.step("removing an earlier copy that was not completed");
-        let outside = unfinished_tablespaces(&staging);
-        remove_copy(&staging, &outside)?;
+        marker::remove_copy(&staging)?;
     } else {
         let aside = aside(data);
         context.progress.warn(format!("an old cluster was found and is kept in {}", aside.display()));
@@ -305,39 +358,6 @@ fn aside(data: &Path) -> PathBuf {
     };
     // Two may be put aside within one second.
     (now as i64..).map(named).find(|path| !path.exists()).expect("there are enough seconds")
-}
-
-/// Removes a copy with the tablespace directories that its links name.
-pub fn remove_copy(root: &Path, tablespaces: &[PathBuf]) -> Result<()> {
-    for path in tablespaces {
-        empty_directory(path)?;
-    }
-    durable::remove_tree(root)
-}
-
-/// Empties a directory; one that we have named ourselves goes too.
-pub fn empty_directory(path: &Path) -> Result<()> {
-    if path.file_name().is_some_and(|name| name.to_string_lossy().contains(".pgmahout-")) {
-        return durable::remove_tree(path);
-    }
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            durable::remove_tree(&path)?;
-        } else {
-            fs::remove_file(&path).on("remove", &path)?;
-        }
-    }
-    Ok(())
-}
-
-/// The copy is in PGDATA and complete.
-pub fn remove_marker(data: &Path) -> Result<()> {
-    let marker = data.join(MARKER);
-    match fs::remove_file(&marker) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other.on("remove", &marker).and_then(|()| durable::sync_directory(data)),
-    }
 }
 
 /// True while the copy lies beside PGDATA and the old cluster, untouched, in it.
@@ -392,39 +412,37 @@ pub fn put_in_place(
 
 /// What an old cluster has outside its PGDATA.
 struct Leftovers {
-    /// Its own directories in its tablespaces.
-    tablespaces: Vec<PathBuf>,
+    /// Its version, and the directories where its tablespaces have theirs.
+    mark: Mark,
     /// Its WAL, on a disk of its own.
     wal: Option<PathBuf>,
 }
 
 impl Leftovers {
     fn of(data: &Path, layout: &Layout) -> Leftovers {
-        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let in_use: Vec<_> = layout.tablespaces.iter().map(|(_, _, here)| real(here)).collect();
-        // Only what this cluster put there: clusters of other versions may share the directory.
-        let own = fs::read_to_string(data.join("PG_VERSION")).ok().and_then(|major| {
-            let control = ControlFile::parse(&fs::read(data.join("global/pg_control")).ok()?).ok()?;
-            Some(format!("PG_{}_{}", major.trim(), control.catalog_version))
-        });
-        let outside = existing_tablespaces(data)
-            .into_values()
-            .map(|path| real(&path))
-            .filter(|path| !in_use.contains(path) && !path.starts_with(real(data)));
-        let unfinished =
-            unfinished_tablespaces(data).into_iter().filter(|path| !in_use.contains(&real(path)));
-        let tablespaces = match own {
-            Some(own) => outside.map(|path| path.join(&own)).collect(),
-            None => unfinished.collect(),
+        let is_its_own = |path: &PathBuf| {
+            !in_use.contains(path) && !layout.theirs.contains(path) && !path.starts_with(real(data))
         };
-        Leftovers { tablespaces, wal: layout.wal_link.as_ref().map(|(old, _)| old.clone()) }
+        // What is half made may have links that lead anywhere: only its mark is believed.
+        let (major, elsewhere) = match Mark::read(data).filter(|_| !marker::has_control(data)) {
+            Some(mark) => (mark.major, mark.elsewhere),
+            None => {
+                let major = fs::read_to_string(data.join("PG_VERSION")).unwrap_or_default().trim().to_owned();
+                (major, existing_tablespaces(data).into_values().collect())
+            }
+        };
+        let elsewhere = elsewhere.iter().map(|path| real(path)).filter(is_its_own).collect();
+        let wal = layout.wal_link.as_ref().map(|(old, _)| old.clone());
+        Leftovers { mark: Mark { by: By::Removal, major, elsewhere }, wal }
     }
 
     fn remove(&self, old: &Path) -> Result<()> {
         // Were it to break off here, the next run finishes it.
-        durable::write(&old.join(MARKER), b"to be removed\n", 0o600)?;
-        for path in self.tablespaces.iter().chain(&self.wal) {
-            durable::remove_tree(path)?;
+        self.mark.write(old)?;
+        self.mark.remove_elsewhere(|_| true)?;
+        if let Some(wal) = &self.wal {
+            durable::remove_tree(wal)?;
         }
         durable::remove_tree(old)
     }

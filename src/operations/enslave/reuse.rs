@@ -1,7 +1,8 @@
 //! Owns what lies in the place of a copy already, a cluster or what a copy that broke off has left: what of it the
 //! source does not have goes away, the rest is compared with the source's.
 
-use super::place::{LOST_AND_FOUND, Layout, MARKER};
+use super::marker::MARKER;
+use super::place::{LOST_AND_FOUND, Layout};
 use crate::durable::{self, Context as _};
 use crate::error::Result;
 use crate::transfer::protocol::{Entry, EntryKind};
@@ -80,6 +81,8 @@ impl Manifest {
             match is_directory {
                 true if self.has_directory(top.oid, &below) => self.below(top, &below)?,
                 false if kind.is_file() && self.has_file(top.oid, &below) => {}
+                // A tablespace lies further in.
+                true if top.inside.iter().any(|root| root.starts_with(&path)) => {}
                 _ => remove(&path, kind.is_dir())?,
             }
         }
@@ -99,6 +102,10 @@ struct Top<'a> {
 
 impl Top<'_> {
     fn keeps(&self, path: &Path, relative: &str, is_link: bool, source_has_configuration: bool) -> bool {
+        // At the root of any file system, such as that of a linked pg_wal.
+        if path.file_name().is_some_and(|name| name == LOST_AND_FOUND) {
+            return true;
+        }
         if self.oid != 0 {
             return false;
         }
@@ -114,17 +121,19 @@ impl Top<'_> {
             && relative.ends_with(".conf")
             && relative != "postgresql.auto.conf"
             && relative != "recovery.conf";
-        relative == MARKER
-            || relative == LOST_AND_FOUND
-            || ours
-            || self.inside.iter().any(|root| root.as_path() == path)
+        relative == MARKER || ours || self.inside.iter().any(|root| root.as_path() == path)
     }
 
     /// A tablespace that the source does not have (any more, or there).
     fn empty_tablespace(&self, link: &Path) -> Result<()> {
         let place = fs::read_link(link).on("read", link)?;
-        // What lies in PGDATA is the old cluster's, or walked with PGDATA itself.
-        if place.starts_with(&self.layout.data) || self.inside.iter().any(|root| **root == place) {
+        let real = place.canonicalize().unwrap_or_else(|_| place.clone());
+        // What lies in PGDATA is the old cluster's, or walked with PGDATA itself; what is the source's is the source's.
+        if place.starts_with(&self.layout.data)
+            || place.is_relative()
+            || self.inside.iter().any(|root| **root == place)
+            || self.layout.theirs.contains(&real)
+        {
             return Ok(());
         }
         durable::remove_tree(&place.join(self.own_directory))
@@ -192,7 +201,13 @@ mod tests {
         fs::create_dir(data.join("pg_tblspc")).unwrap();
         file(home.path().join("gone/PG_15_1/5/1"));
         file(home.path().join("gone/PG_16_2/5/1"));
-        let links = [(7, outside.clone()), (8, data.join("fast")), (9, home.path().join("gone"))];
+        file(home.path().join("theirs/PG_15_1/5/1"));
+        let links = [
+            (7, outside.clone()),
+            (8, data.join("fast")),
+            (9, home.path().join("gone")),
+            (10, home.path().join("theirs")),
+        ];
         for (oid, to) in &links {
             symlink(to, data.join("pg_tblspc").join(oid.to_string())).unwrap();
         }
@@ -213,6 +228,9 @@ mod tests {
         manifest.note(&entry(File, 8, "PG_15_1/5/9"));
         let layout = Layout {
             data: data.clone(),
+            major: "15".into(),
+            restores: false,
+            theirs: vec![home.path().join("theirs").canonicalize().unwrap()],
             place: Place::InPlace(""),
             reuse: true,
             tablespaces: vec![(7, String::new(), outside.clone()), (8, "fast".into(), data.join("fast"))],
@@ -235,6 +253,7 @@ mod tests {
         assert!(data.join("pg_wal").is_dir() && fs::read_dir(&wal).unwrap().next().is_none());
         let link = |oid: u32| fs::read_link(data.join("pg_tblspc").join(oid.to_string()));
         assert!(!home.path().join("gone/PG_15_1").exists() && home.path().join("gone/PG_16_2/5/1").exists());
-        assert!(link(7).is_ok() && link(8).is_ok() && link(9).is_err());
+        assert!(link(7).is_ok() && link(8).is_ok() && link(9).is_err() && link(10).is_err());
+        assert!(home.path().join("theirs/PG_15_1/5/1").exists(), "a copied link leads to the source's own");
     }
 }

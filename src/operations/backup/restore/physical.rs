@@ -6,7 +6,8 @@
 //! complete and synced, from then on. Where there is no room for two (or PGDATA is a mount point) it is emptied
 //! first and cannot start until the same command has been run to its end.
 
-use super::super::super::enslave::place::{self, Layout, MARKER, Place};
+use super::super::super::enslave::marker;
+use super::super::super::enslave::place::{self, Layout, Place};
 use super::super::super::enslave::plan::{Action, Fate, Plan};
 use super::super::super::enslave::{copy, here};
 use super::super::super::{Context, credentials, fork, job, promote, standby};
@@ -445,7 +446,7 @@ pub fn run(
         // Of a killed run, in the place where the next one works.
         if !options.dry_run {
             end_server(instance, &place::staging(&data))?;
-            if data.join(MARKER).exists() {
+            if marker::is_incomplete(&data) {
                 end_server(instance, &data)?;
             }
         }
@@ -510,7 +511,7 @@ fn put_before(instance: &Instance, data: &Path, manifest: Option<&Manifest>) -> 
     let (Some(manifest), Some(control)) = (manifest, instance.control()?) else { return Ok(None) };
     let mut lines = text.lines();
     let same = lines.next() == Some(&mark(&control)) && lines.next() == Some(&manifest.sha256);
-    Ok((same && !data.join(MARKER).exists()).then(|| lines.map(PathBuf::from).collect()))
+    Ok((same && !marker::is_incomplete(data)).then(|| lines.map(PathBuf::from).collect()))
 }
 
 fn write_note(
@@ -535,7 +536,7 @@ fn mark(control: &ControlFile) -> String {
 /// What becomes of what is here.
 fn plan(context: Context, data: &Path) -> Result<Plan> {
     let plan = |why: &str, fate, loses| Plan { action: Action::Full, why: why.into(), fate, loses };
-    if data.join(MARKER).exists() {
+    if marker::is_incomplete(data) {
         return Ok(plan("what is here is a copy that was not completed", Fate::Removed, None));
     }
     // A backup is there for the day on which nothing here can be read any more.
@@ -577,7 +578,8 @@ fn measured(
     let sizes = BTreeMap::from([(0, if outside { 0 } else { bytes })]);
     let mut mapping = options.tablespace_mapping.clone();
     mapping.extend(context.instance.tablespace_mapping.iter().cloned());
-    place::placed(context, programs, &sizes, &tablespaces, plan, &mapping, None)
+    let placed = place::placed(context, programs, &sizes, &tablespaces, plan, &mapping, None)?;
+    Ok(Layout { restores: true, ..placed })
 }
 
 /// From the tar to PGDATA.
@@ -606,8 +608,7 @@ fn bring(
         (Ok(control), _) => control,
         (Err(error), Place::InPlace(_)) => return Err(error),
         (Err(error), Place::Beside(staging)) => {
-            let outside = place::unfinished_tablespaces(staging);
-            if let Err(left) = place::remove_copy(staging, &outside) {
+            if let Err(left) = marker::remove_copy(staging) {
                 progress.warn(format!("what was unpacked is still there: {left}"));
             }
             return Err(error);

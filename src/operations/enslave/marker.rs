@@ -1,0 +1,161 @@
+//! Owns the mark of a copy that is not complete: who makes it, and what of it lies outside its own directory, so that
+//! whoever comes after a kill goes on with it or removes it, and nothing of anybody else.
+
+use crate::durable::{self, Context as _};
+use crate::error::Result;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Stands in a copy until it is in PGDATA, complete: a directory beside PGDATA that has it was never exchanged, one
+/// without it is an old cluster.
+pub const MARKER: &str = ".pgmahout-incomplete";
+
+/// In the name of whatever directory we have made, and nobody else has.
+const OWN: &str = ".pgmahout-";
+
+/// Who has marked it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// A copy of another instance: without a control file until its end.
+    Copy,
+    /// A backup that is being restored: it has a control file, as it is started before its end.
+    Restore,
+    /// An old cluster that is being removed.
+    Removal,
+}
+
+const WORDS: [(By, &str); 3] = [(By::Copy, "copy"), (By::Restore, "restore"), (By::Removal, "removal")];
+
+/// What a mark says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Who has made it.
+    pub by: By,
+    /// The major version of the copy, as `PG_VERSION` has it.
+    pub major: String,
+    /// Directories of tablespaces, where clusters of other versions may have theirs too, and for WAL.
+    pub elsewhere: Vec<PathBuf>,
+}
+
+impl Mark {
+    /// What stands in this directory; `None` when it is not marked.
+    pub fn read(root: &Path) -> Option<Mark> {
+        let bytes = fs::read(root.join(MARKER)).ok()?;
+        let text = String::from_utf8_lossy(&bytes);
+        let mut lines = text.lines();
+        let (by, major) =
+            lines.next().and_then(|line| line.split_once(" of PostgreSQL ")).unwrap_or_default();
+        let known = WORDS.iter().find(|(_, word)| *word == by);
+        Some(Mark {
+            by: known.map_or(By::Copy, |(by, _)| *by),
+            major: major.into(),
+            elsewhere: lines.map(PathBuf::from).filter(|path| path.is_absolute()).collect(),
+        })
+    }
+
+    /// Marks a directory.
+    pub fn write(&self, root: &Path) -> Result<()> {
+        let (_, word) = WORDS.iter().find(|(by, _)| *by == self.by).expect("all are there");
+        let mut text = format!("{word} of PostgreSQL {}\n", self.major);
+        for path in &self.elsewhere {
+            text += &format!("{}\n", path.display());
+        }
+        durable::write(&root.join(MARKER), text.as_bytes(), 0o600)
+    }
+
+    /// Removes what the copy has in these of its directories. One that we have named ourselves goes whole; in the others
+    /// only what a server of its version has made there is the copy's.
+    pub fn remove_elsewhere(&self, which: impl Fn(&Path) -> bool) -> Result<()> {
+        for path in self.elsewhere.iter().filter(|path| which(path)) {
+            if path.file_name().is_some_and(|name| name.to_string_lossy().contains(OWN)) {
+                durable::remove_tree(path)?;
+                continue;
+            }
+            let own = format!("PG_{}_", self.major);
+            for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+                if entry.file_name().to_string_lossy().starts_with(&own) {
+                    durable::remove_tree(&entry.path())?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What lies here is no cluster yet, or no more. (With a control file it is one, whatever a mark that was left over says,
+/// but that of a restore, which starts what it has unpacked.)
+pub fn is_incomplete(data: &Path) -> bool {
+    Mark::read(data).is_some_and(|mark| mark.by == By::Restore || !has_control(data))
+}
+
+/// A copy that another run has begun here, and this one may go on with.
+pub fn is_begun(root: &Path) -> bool {
+    Mark::read(root).is_some_and(|mark| mark.by != By::Removal) && !has_control(root)
+}
+
+/// Without a control file no server starts.
+pub fn has_control(root: &Path) -> bool {
+    root.join("global/pg_control").exists()
+}
+
+/// The copy is in PGDATA and complete.
+pub fn remove_marker(data: &Path) -> Result<()> {
+    let marker = data.join(MARKER);
+    match fs::remove_file(&marker) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.on("remove", &marker).and_then(|()| durable::sync_directory(data)),
+    }
+}
+
+/// Removes a copy, with what it has elsewhere.
+pub fn remove_copy(root: &Path) -> Result<()> {
+    if let Some(mark) = Mark::read(root) {
+        mark.remove_elsewhere(|_| true)?;
+    }
+    durable::remove_tree(root)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_copys_own_is_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let at = |path: &str| home.path().join(path);
+        for path in
+            ["shared/PG_15_1/5", "shared/PG_16_2/5", "shared/mine", "disk.pgmahout-7/PG_15_1", "copy/global"]
+        {
+            fs::create_dir_all(at(path)).unwrap();
+        }
+        let elsewhere = vec![at("shared"), at("disk.pgmahout-7"), at("absent")];
+        let mark = Mark { by: By::Restore, major: "15".into(), elsewhere };
+        mark.write(&at("copy")).unwrap();
+        assert_eq!(Mark::read(&at("copy")), Some(mark));
+        remove_copy(&at("copy")).unwrap();
+        assert!(!at("copy").exists() && !at("disk.pgmahout-7").exists() && !at("shared/PG_15_1").exists());
+        assert!(at("shared/PG_16_2/5").exists() && at("shared/mine").exists());
+    }
+
+    #[test]
+    fn a_mark_beside_a_control_file_is_left_over_but_that_of_a_restore() {
+        let home = tempfile::tempdir().unwrap();
+        let root = home.path();
+        fs::create_dir(root.join("global")).unwrap();
+        assert!(!is_incomplete(root) && !is_begun(root));
+        let mut mark = Mark { by: By::Copy, major: "15".into(), elsewhere: Vec::new() };
+        mark.write(root).unwrap();
+        assert!(is_incomplete(root) && is_begun(root));
+        fs::write(root.join("global/pg_control"), "").unwrap();
+        assert!(!is_incomplete(root) && !is_begun(root));
+        mark.by = By::Restore;
+        mark.write(root).unwrap();
+        assert!(is_incomplete(root) && !is_begun(root));
+        fs::remove_file(root.join("global/pg_control")).unwrap();
+        mark.by = By::Removal;
+        mark.write(root).unwrap();
+        assert!(is_incomplete(root) && !is_begun(root));
+        fs::write(root.join(MARKER), "what an older version wrote").unwrap();
+        assert!(is_begun(root));
+    }
+}
