@@ -12,13 +12,7 @@ use std::process::Command;
 /// A client program of the server's own version where there is one, else Debian's; connected to this host.
 fn client(host: &Host, program: &str) -> Command {
     let own = host.pg.bin.join(program);
-    let mut command = host.command(if own.exists() { own } else { Pg::client(program) });
-    command
-        .env("PGHOST", "127.0.0.1")
-        .env("PGPORT", host.port.to_string())
-        .env("PGUSER", &host.superuser)
-        .env("PGPASSFILE", host.pgpass());
-    command
+    host.connected(if own.exists() { own } else { Pg::client(program) })
 }
 
 /// A database with one of everything.

@@ -135,7 +135,7 @@ fn all_comes_back_on_15() {
 
 #[test]
 fn all_comes_back_on_18() {
-    round_trip(&host(full18()));
+    round_trip(&host(Pg::full18()));
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_newer_pg_restore_restores_to_an_older_server() {
         let host = host(pg);
         fill(&host, "shop");
         let before = contents(&host, "shop");
-        let bytes = dump_by(&host, "shop", &full18().bin.join("pg_dump"));
+        let bytes = dump_by(&host, "shop", &Pg::full18().bin.join("pg_dump"));
         let mut about = manifest(&host, "shop", &bytes);
         about.tool_version = Some("18.6".into());
         let id = put(&host, &bytes, about).to_string();
@@ -156,7 +156,7 @@ fn a_newer_pg_restore_restores_to_an_older_server() {
                 .as_str(),
             "apt-get install postgresql-client-18, or pgmahout build-version 18 --no-switch",
         );
-        let path = format!("{}:/usr/bin:/bin", full18().bin.display());
+        let path = format!("{}:/usr/bin:/bin", Pg::full18().bin.display());
         let run = |arguments: &[&str]| host.agent(arguments).env("PATH", path.clone()).run();
         run(&["backup", "restore", &id]).ok();
         assert_eq!(contents(&host, "shop"), before);
@@ -363,7 +363,7 @@ impl Drop for App {
 
 #[test]
 fn an_app_that_connects_all_the_time_does_not_prevent_the_swap() {
-    for pg in [Pg::embedded("11"), Pg::debian15(), full18()] {
+    for pg in [Pg::embedded("11"), Pg::debian15(), Pg::full18()] {
         let host = host(pg);
         host.exec("CREATE DATABASE shop");
         host.exec_in(

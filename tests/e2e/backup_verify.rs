@@ -59,7 +59,7 @@ fn a_good_backup_is_proven() {
             "amcheck found nothing wrong with B-tree indexes; the pages of tables were only read",
         ),
         (Pg::debian15(), "found nothing wrong with tables and B-tree indexes"),
-        (full18(), "found nothing wrong with tables and B-tree indexes"),
+        (Pg::full18(), "found nothing wrong with tables and B-tree indexes"),
     ] {
         let host = host(pg);
         let id = backup(&host, SHOP);
@@ -201,7 +201,7 @@ fn killed_or_interrupted_it_leaves_nothing_for_long() {
 /// What cannot be read, and what forbids everything from the moment that it is there.
 #[test]
 fn views_without_data_and_event_triggers_do_not_hinder() {
-    for pg in [Pg::embedded("11"), full18()] {
+    for pg in [Pg::embedded("11"), Pg::full18()] {
         let host = host(pg);
         host.exec_in(
             SHOP,
@@ -234,7 +234,7 @@ fn physical(host: &Host) -> String {
 /// What a server has set for itself, and its databases for theirs, is not for the throw-away cluster.
 #[test]
 fn a_physical_backup_is_proven_whatever_its_cluster_has_set() {
-    for pg in [Pg::embedded("11"), Pg::debian15(), full18()] {
+    for pg in [Pg::embedded("11"), Pg::debian15(), Pg::full18()] {
         let host = host(pg);
         let outside = host.home.join("disk two");
         host.account.mkdir(&outside, 0o700);
@@ -296,7 +296,7 @@ fn damage(host: &Host, database: &str, relation: &str) {
 
 #[test]
 fn a_bad_physical_backup_is_found() {
-    for pg in [Pg::embedded("11"), full18()] {
+    for pg in [Pg::embedded("11"), Pg::full18()] {
         let host = host(pg);
         // No index: only its own pages say something.
         host.exec_in(SHOP, "CREATE TABLE plain AS SELECT generate_series(1, 5000) n");

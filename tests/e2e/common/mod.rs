@@ -21,7 +21,7 @@ pub use account::{Account, account, must};
 pub use agent::{Output, Run, Running, start};
 pub use checks::{Snapshot, amcheck, assert_streams, compare, primary_is_clean, snapshot, wait_replayed};
 pub use host::{Host, HostBuilder, Pg, quote};
-pub use load::{Argv, Journal, Pgbench, noise};
+pub use load::{Argv, Journal, Pgbench, enslaved_under_load, noise};
 pub use proxy::Proxy;
 pub use real_build::{names, really_build};
 pub use s3::{KEY, S3, SECRET};
