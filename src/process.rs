@@ -375,9 +375,9 @@ mod tests {
     #[test]
     fn a_slow_child_is_killed() {
         let begin = Instant::now();
-        let error = run(Command::new("sleep").arg("30"), Duration::from_millis(50)).unwrap_err();
+        let error = run(Command::new("sleep").arg("300"), Duration::from_millis(50)).unwrap_err();
         assert!(matches!(error, Error::ChildTooSlow { .. }));
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(begin.elapsed() < Duration::from_secs(60));
     }
 
     #[test]

@@ -32,6 +32,26 @@ def complete: del(.services[].instances[]? | select(.incomplete));
 
 def numbers($service): .services[$service].instances // {} | keys | sort_by(tonumber);
 
+# What bash asks about the state, a line each (state.bash). An instance that is half made or half removed counts only for
+# its ports and its number.
+def facts:
+    "release \(.release)",
+    (. as $app | .services | keys_unsorted[] as $s | .[$s]
+     | (kinds | keys_unsorted) as $names
+     | "service \($s) \(if .spec.ports.pgsql then 1 else 0 end) \(
+            if .none or (.instances // {} | length > 0) then 0 else .spec.instances // 1 end) \(
+            [.instances[]? | $names - (.ports // {} | keys) | length] | add // 0) \($names | join(" "))",
+       (.instances // {} | . as $all | keys | sort_by(tonumber)[] as $n
+        | (if $all[$n].incomplete then "incomplete" else "complete" end) + " \($s).\($n)",
+          ($app | port_list($s; $n; "")[] | "port \($s).\($n) \(.port) \(.name) \(.kind)")));
+
+# A service whose instances have a port for each name: those that they lack are of $free, in their order
+def with_ports($free):
+    (kinds | keys_unsorted) as $names
+    | .instances |= map_values(.ports |= with_entries(select([.key] | inside($names))))
+    | [.instances | to_entries[] | .key as $n | ($names - (.value.ports | keys))[] | [$n, "ports", .]] as $lacking
+    | reduce range(0; $lacking | length) as $i (.; setpath(["instances"] + $lacking[$i]; $free[$i]));
+
 # What an instance learns about the application: its environment.json.
 def environment($service; $number; $account):
     . as $app
@@ -60,7 +80,13 @@ def shell_environment($service; $number; $account):
     environment($service; $number; $account)
     + ([port_list($service; $number; $account)[]
         | {"PORT_\(.name | env_name)": (.port | tostring)}] | add // {})
-    | to_entries[] | "export \(.key)=\(.value | @sh)";
+    | to_entries | map("export \(.key)=\(.value | @sh)\n") | add;
+
+# Several texts after one another: NUL ends each
+def texts(f): f | (if type == "string" then split("\u0000") | join("") else . end), "\u0000";
+def environment_texts($instances; $account):
+    . as $app | $instances | split(" ")[] | capture("^(?<s>.*)[.](?<n>[0-9]+)$") as {$s, $n}
+    | $app | texts(environment($s; $n; $account), shell_environment($s; $n; $account));
 
 # What the build of a service sees: every key as SERVICE_<KEY>.
 def build_environment($service):
@@ -79,6 +105,17 @@ def programs($service):
 
 # supervisord reads "%" as the start of an expansion and " ;" as a comment.
 def supervisor_value: text | gsub("%"; "%%");
+
+# The programs of a service for its supervisord: its own options over ours. The environment and the command lines stand in
+# files of their own.
+def supervisor_programs($service):
+    .services[$service] | .spec.supervisor as $options | [programs($service) | keys_unsorted[] | . as $p
+        | "", "[program:\($p)]", "command=/bin/bash ../process \($p)",
+          ({redirect_stderr: true, stdout_logfile: "logs/\($p).log",
+            stdout_logfile_maxbytes: "10MB", stdout_logfile_backups: 3,
+            autorestart: true, stopasgroup: true, killasgroup: true}
+           + ($options[$p]? // {} | map_values(supervisor_value))
+           | to_entries[] | "\(.key)=\(.value)")] | map(. + "\n") | add // "";
 
 # The first thing that is wrong with a dotcloud.yml, or nothing.
 def mistakes:

@@ -23,39 +23,54 @@ put() {
 
 # --- its files ---------------------------------------------------------------
 
-write_environment() {
-    local instance=$1 service=${1%.*} number=${1##*.} directory=$app_directory/$1
-    query 'environment($s; $n; $a)' --arg s "$service" --arg n "$number" --arg a "$account" |
-        put "$directory/home/environment.json" 600
+# put_environment INSTANCE TEXT-OF-environment.json TEXT-FOR-THE-SHELL
+put_environment() {
+    local instance=$1 directory=$app_directory/$1
+    printf '%s\n' "$2" | put "$directory/home/environment.json" 600
     {
         printf 'export %s\n' "HOME=$(printf %q "$directory/home")" "USER=$account" "LOGNAME=$account" \
             SHELL=/bin/bash LANG=C.UTF-8 "DOTCLOUD_INSTANCE_MARK=$(printf %q "$directory")" \
             "DOTCLOUD_SOCKET_DIR=$(run_directory "$instance")" \
             'PATH="$HOME/bin:$HOME/postgresql/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"'
-        query 'shell_environment($s; $n; $a)' --arg s "$service" --arg n "$number" --arg a "$account"
+        printf %s "$3"
     } | put "$directory/environment.sh" 600
 }
 
+# read_texts FILTER [JQ-OPTION...]: what `texts` gives, into the array $texts; it ends with "whole"
+read_texts() {
+    mapfile -d '' -t texts < <(query "($1), texts(\"whole\")" -j "${@:2}")
+    [[ ${texts[-1]:-} == whole ]] || die "cannot read $app_directory/app.json; is it damaged?"
+}
+
 write_all_environments() {
-    local instance
-    while read -r instance; do
-        [[ ! -d $app_directory/$instance/home ]] || write_environment "$instance"
-    done < <(instances)
+    local instance texts there=() i
+    need_facts
+    for instance in ${instance_names[@]+"${instance_names[@]}"}; do
+        [[ ! -d $app_directory/$instance/home ]] || there+=("$instance")
+    done
+    ((${#there[@]})) || return 0
+    read_texts 'environment_texts($i; $a)' --arg i "${there[*]}" --arg a "$account"
+    for i in "${!there[@]}"; do
+        put_environment "${there[i]}" "${texts[i * 2]}" "${texts[i * 2 + 1]}"
+    done
 }
 
 # Everything that the platform itself keeps in an instance; written anew at each
 # start, so that an upgrade of the platform reaches it.
 write_files() {
-    local instance=$1 service=${1%.*} directory=$app_directory/$1 sockets name command percent
+    local instance=$1 directory=$app_directory/$1 sockets name percent texts i
     sockets=$(run_directory "$instance")
     percent=${directory//%/%%}
+    need_facts
+    read_texts 'environment_texts($i; $a), ($i | sub("[.][0-9]+$"; "")) as $s | texts(supervisor_programs($s)),
+        (.services[$s] | programs($s) | to_entries[] | texts(.key, (.value | text)))' --arg i "$instance" --arg a "$account"
 
     as_account / bash -c 'umask 077; mkdir -p "$1/processes" "$1/home/.ssh" "$1/home/logs" && rm -f "$1/processes/"*' \
         mkdir "$directory" || die "cannot write to $directory; is the disk full?"
     as_account / bash -c 'mkdir -m 700 "$1" 2>/dev/null || [[ -d $1 && ! -L $1 && -O $1 ]]' mkdir "$sockets" ||
         die "cannot use $sockets for the sockets of $instance; remove it, it belongs to somebody else"
 
-    write_environment "$instance"
+    put_environment "$instance" "${texts[0]}" "${texts[1]}"
     put "$directory/authorized_keys" 600 <"$app_directory/ssh/id_ed25519.pub"
 
     # /etc/profile resets PATH in a login shell, so our environment comes again after it
@@ -85,7 +100,7 @@ END
     # and the account's own ~/.bashrc is not read
     put "$directory/sshd_config" 600 <<END
 # Written by dotcloud for $app $instance
-Port $(query '.services[$s].instances[$n].ports.ssh' --arg s "$service" --arg n "${instance##*.}")
+Port ${ssh_port_of[$instance]}
 ListenAddress 127.0.0.1
 HostKey "$directory/ssh_host_ed25519_key"
 PidFile "$directory/sshd.pid"
@@ -134,18 +149,11 @@ serverurl=unix://$sockets/supervisor.sock
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 END
-        # Ours first, the service's over them
-        query '.services[$s] | .spec.supervisor as $options | programs($s) | keys_unsorted[] | . as $p
-            | "", "[program:\($p)]", "command=/bin/bash ../process \($p)",
-              ({redirect_stderr: true, stdout_logfile: "logs/\($p).log",
-                stdout_logfile_maxbytes: "10MB", stdout_logfile_backups: 3,
-                autorestart: true, stopasgroup: true, killasgroup: true}
-               + ($options[$p]? // {} | map_values(supervisor_value))
-               | to_entries[] | "\(.key)=\(.value)")' --arg s "$service"
+        printf %s "${texts[2]}"
     } | put "$directory/home/supervisord.conf" 600
-    while read -r name command; do
-        base64 -d <<<"$command" | put "$directory/processes/$name" 600
-    done < <(query '.services[$s] | programs($s) | to_entries[] | "\(.key) \(.value | text | @base64)"' --arg s "$service")
+    for ((i = 3; i + 2 < ${#texts[@]}; i += 2)); do
+        printf '%s\n' "${texts[i + 1]}" | put "$directory/processes/${texts[i]}" 600
+    done
 }
 
 # --- its processes -------------------------------------------------------------
@@ -253,10 +261,12 @@ supervisorctl_of() {
 
 # The options of ssh to an instance, into the array $ssh_command.
 ssh_to() {
-    local key=${app_directory//%/%%}/ssh port
-    port=$(query '.services[$s].instances[$n].ports.ssh' --arg s "${1%.*}" --arg n "${1##*.}")
-    ssh_command=("$ssh_program" -F none -e none -p "$port" -o "IdentityFile=\"$key/id_ed25519\"")
+    local key=${app_directory//%/%%}/ssh
+    need_facts
+    ssh_command=("$ssh_program" -F none -e none -p "${ssh_port_of[$1]}" -o "IdentityFile=\"$key/id_ed25519\"")
     ssh_command+=(-o IdentitiesOnly=yes -o IdentityAgent=none -o BatchMode=yes -o LogLevel=ERROR -o ConnectTimeout=10)
+    # The post-quantum exchange costs half of a connection's time, and here nobody listens to record it
+    ssh_command+=(-o "KexAlgorithms=^curve25519-sha256")
     ssh_command+=(-o "UserKnownHostsFile=\"$key/$1.known_hosts\"" -o StrictHostKeyChecking=yes)
     ssh_command+=(-o ServerAliveInterval=30 -o ServerAliveCountMax=4 "$account@127.0.0.1")
 }
@@ -266,11 +276,11 @@ ssh_to() {
 check_ports_free() {
     local name port listening
     listening=" $(listening_ports | tr '\n' ' ')"
-    while IFS=$'\t' read -r name port; do
-        [[ $listening != *" $port "* ]] ||
+    need_facts
+    while read -r port name _; do
+        [[ -z $port || $listening != *" $port "* ]] ||
             die "port $port ($name of $1) is taken by another program; stop that program, then run dotcloud -A $app up"
-    done < <(query '.services[$s].instances[$n].ports | to_entries[] | [.key, .value] | @tsv' \
-        --arg s "${1%.*}" --arg n "${1##*.}")
+    done <<<"${ports_of[$1]}"
 }
 
 # Starts what does not run, and waits for it.
@@ -322,8 +332,7 @@ wait_until_ready() {
     # The programs run, and then somebody listens on each port. How long a program
     # takes until it listens is its own affair, so only a while is waited for that;
     # it may also end meanwhile.
-    mapfile -t ports < <(query 'port_list($s; $n; "")[] | select(.kind == "tcp" or .kind == "http") | "\(.port) \(.name)"' \
-        --arg s "${instance%.*}" --arg n "${instance##*.}")
+    mapfile -t ports < <(awk '$3 == "tcp" || $3 == "http" { print $1, $2 }' <<<"${ports_of[$instance]}")
     while :; do
         # Its status is not 0 as long as one program does not run
         status=$(supervisorctl_of "$instance" status 2>&1) || true
@@ -403,18 +412,20 @@ deploy_instance() {
         die "cannot copy the build to $instance: ${log%%$'\n'*}"
 }
 
-# add_instances SERVICE COUNT: until there are that many; writes them into the
-# state with their ports. They have the lowest free numbers, and count as half
-# made until start_new_instances is through with them; should we be killed
-# before, the next command removes what is incomplete (remove_incomplete).
+# add_instances SERVICE COUNT [FILTER]: until there are that many; writes them into the state with their ports (and what
+# else the filter says). They have the lowest free numbers, and count as half made until start_new_instances is through with
+# them; should we be killed before, the next command removes what is incomplete (remove_incomplete).
 add_instances() {
-    local service=$1 number
-    while read -r number; do
-        half_made+=" $service.$number"
-        update '.services[$s].instances[$n] = {created_at: now, ports: {}, incomplete: true}' --arg s "$service" --arg n "$number"
-    done < <(query 'numbers($s) as $there | [range(0; $count) | tostring] - $there | .[:[$count - ($there | length), 0] | max][]' \
-        --arg s "$service" --argjson count "$2")
-    allocate_ports
+    local service=$1 count=$2 taken number new=()
+    need_facts
+    taken=" ${instance_names[*]} ${incomplete_names[*]} "
+    for ((number = 0; $(instances "$service" | wc -l) + ${#new[@]} < count; number++)); do
+        [[ $taken == *" $service.$number "* ]] || new+=("$number")
+    done
+    for number in ${new[@]+"${new[@]}"}; do half_made+=" $service.$number"; done
+    update_with_ports "$service" \
+        ".services[\$s].instances += (\$new | split(\" \") | map({(.): {created_at: now, ports: {}, incomplete: true}}) | add // {}) | ${3:-.}" \
+        "${#new[@]}" --arg new "${new[*]}" --argjson count "$count"
 }
 
 # start_new_instances [NO-START]: 1 makes them only
@@ -431,7 +442,7 @@ start_new_instances() {
         as_account / mkdir -m 700 "$app_directory/$instance/home" || die "cannot make the home of $instance; is the disk full?"
         as_account / "$ssh_keygen_program" -q -t ed25519 -N "" -C "$app $instance" -f "$app_directory/$instance/ssh_host_ed25519_key" ||
             die "cannot write the host key of $instance; is the disk full?"
-        printf '[127.0.0.1]:%s %s\n' "$(query '.services[$s].instances[$n].ports.ssh' --arg s "${instance%.*}" --arg n "${instance##*.}")" \
+        printf '[127.0.0.1]:%s %s\n' "${ssh_port_of[$instance]}" \
             "$(<"$app_directory/$instance/ssh_host_ed25519_key.pub")" >"$app_directory/ssh/$instance.known_hosts" ||
             die "cannot write to $app_directory/ssh; is the disk full?"
         deploy_instance "$instance"
@@ -483,8 +494,8 @@ side_by_side() {
 # What a command that was killed has half made or half removed
 remove_incomplete() {
     local instance left
-    mapfile -t left < <(query '.services | to_entries[] | .key as $s | .value.instances // {} | to_entries[]
-        | select(.value.incomplete) | "\($s).\(.key)"')
+    need_facts
+    left=(${incomplete_names[@]+"${incomplete_names[@]}"})
     for instance in ${left[@]+"${left[@]}"}; do
         warn "$instance was left half made or half removed, and goes"
         remove_instance "$instance"

@@ -46,6 +46,7 @@ lock_app() {
     exec 8<"$app_directory"
     wait_for_lock 8
     [[ -f $app_directory/app.json && $app_directory -ef /dev/fd/8 ]] || die "no such application: $app; see dotcloud list"
+    facts_of=""
     remove_incomplete
 }
 
@@ -64,28 +65,73 @@ wait_for_lock() {
     flock -w "$lock_timeout" "$1" || die "another dotcloud command still runs after $lock_timeout seconds; try again when it is done"
 }
 
-# query FILTER [JQ-OPTION...]: reads the state. update: replaces it.
+# query FILTER [JQ-OPTION...]: reads the state.
 query() {
     jq -r -L "$library" "${@:2}" "include \"dotcloud\"; $1" "$app_directory/app.json"
 }
 
+# update FILTER [JQ-OPTION...]: replaces the state, and knows the facts of the new one.
 update() {
-    local file=$app_directory/app.json
-    # shellcheck disable=SC2094 # another file, then renamed
-    (
+    local file=$app_directory/app.json facts
+    facts=$(
         umask 077
-        jq -L "$library" "${@:2}" "include \"dotcloud\"; $1" "$file" >"$file.new" && sync "$file.new" && mv -f "$file.new" "$file"
+        jq -j -L "$library" "${@:2}" "include \"dotcloud\"; $1 | ([facts] | join(\"\n\")), \"\u0000\", ." "$file" | {
+            IFS= read -r -d '' facts && cat >"$file.new" && printf '%s\n' "$facts"
+        } && sync "$file.new" && mv -f "$file.new" "$file"
     ) || die "cannot write $file; is the disk full?"
+    take_facts "$facts"
 }
 
-services() {
-    query '.services | keys_unsorted[]'
+# The facts: what bash itself asks about the state, read at once and once per command, as jq takes its time to start.
+#   $facts_of          whose they are
+#   $release           the number
+#   $service_names     in their order
+#   $instance_names    such as db.0, those that are complete; by service, then by number
+#   $incomplete_names  those that a command is making or removing, or was when it was killed
+#   least_of           by service: how many instances it must have
+#   first_of           by service: how many a push makes of it
+#   kinds_of           by service: the names of its ports, with spaces between
+#   lacks_of           by service: how many ports its instances have not got yet
+#   ports_of           by instance: lines PORT NAME KIND
+#   ssh_port_of        by instance
+facts_of=""
+take_facts() {
+    local what name one two three four
+    service_names=() instance_names=() incomplete_names=()
+    declare -gA least_of=() first_of=() kinds_of=() lacks_of=() ports_of=() ssh_port_of=()
+    while read -r what name one two three four; do
+        case $what in
+            release) release=$name ;;
+            service)
+                service_names+=("$name")
+                least_of[$name]=$one first_of[$name]=$two lacks_of[$name]=$three kinds_of[$name]=$four
+                ;;
+            complete) instance_names+=("$name") ;;
+            incomplete) incomplete_names+=("$name") ;;
+            port)
+                ports_of[$name]+="$one $two $three"$'\n'
+                [[ $two != ssh ]] || ssh_port_of[$name]=$one
+                ;;
+        esac
+    done <<<"$1"
+    facts_of=$app_directory
+}
+
+# Another command may have changed the state meanwhile: whoever takes the lock reads them again
+need_facts() {
+    local facts
+    [[ $facts_of != "$app_directory" ]] || return 0
+    facts=$(query facts) || die "cannot read $app_directory/app.json; is it damaged?"
+    take_facts "$facts"
 }
 
 # instances [SERVICE]: names such as db.0, of those that are complete
 instances() {
-    query 'complete | . as $app | (.services | keys_unsorted[] | select($only == "" or . == $only)) as $s | $app | numbers($s)[] | "\($s).\(.)"' \
-        --arg only "${1:-}"
+    local name
+    need_facts
+    for name in ${instance_names[@]+"${instance_names[@]}"}; do
+        [[ -n ${1:-} && ${name%.*} != "$1" ]] || printf '%s\n' "$name"
+    done
 }
 
 # Splits db.1 into $service and $number ("" for a bare service); it must exist.
@@ -93,16 +139,20 @@ parse_instance() {
     service=${1%.*}
     number=""
     [[ $1 != *.* ]] || number=${1##*.}
-    [[ $(query 'complete | .services[$s] | . != null and ($n == "" or .instances[$n] != null)' \
-        --arg s "$service" --arg n "$number") == true ]] ||
-        die "no such service or instance: $1; see dotcloud info"
+    need_facts
+    if [[ $1 == *.* ]]; then
+        [[ " ${instance_names[*]} " == *" $1 "* && $1 != *" "* ]]
+    else
+        [[ " ${service_names[*]} " == *" $1 "* && $1 != *" "* ]]
+    fi || die "no such service or instance: $1; see dotcloud info"
 }
 
 # The instances that [SERVICE[.N]...] means, into the array $chosen.
 choose_instances() {
     local service number target
+    need_facts
     if [[ -z ${1:-} ]]; then
-        mapfile -t chosen < <(instances)
+        chosen=(${instance_names[@]+"${instance_names[@]}"})
         return
     fi
     for target; do parse_instance "$target"; done
@@ -121,39 +171,37 @@ listening_ports() {
         while read -r hexadecimal; do printf '%d\n' "0x$hexadecimal"; done
 }
 
-# Gives every instance of $service a port for each name that has none, under the
-# lock on all applications; a port belongs to one instance even while it is down.
-allocate_ports() {
-    local first=${port_range%-*} last=${port_range#*-} port name instance_number count start i
-    local -A used=()
-    lock_home
-    while read -r port; do used[$port]=1; done < <(
-        listening_ports
-        find "$DOTCLOUD_HOME/apps" -mindepth 2 -maxdepth 2 -name app.json -exec \
-            jq -r '.services[].instances[]?.ports[]' {} +
-    )
-    count=$((last - first + 1))
-    start=$((RANDOM * 32768 + RANDOM))
-    i=0
-    while IFS=$'\t' read -r instance_number name; do
-        while :; do
+# update_with_ports SERVICE FILTER NEW [JQ-OPTION...]: an update by which the service gets NEW instances more. Afterwards
+# each of its instances has a port for each name; under the lock on all applications, as a port belongs to one instance even
+# while it is down. A port that is no longer in dotcloud.yml goes back.
+update_with_ports() {
+    local service=$1 filter=$2 first=${port_range%-*} last=${port_range#*-} wanted port count start i used kinds free=()
+    read -ra kinds <<<"${kinds_of[$service]}"
+    wanted=$((lacks_of[$service] + $3 * ${#kinds[@]}))
+    if ((wanted)); then
+        lock_home
+        used=" $(
+            listening_ports
+            find "$DOTCLOUD_HOME/apps" -mindepth 2 -maxdepth 2 -name app.json -exec \
+                jq -r '.services[].instances[]?.ports[]' {} +
+        ) "
+        used=${used//$'\n'/ }
+        count=$((last - first + 1))
+        start=$((RANDOM * 32768 + RANDOM))
+        for ((i = 0; ${#free[@]} < wanted; i++)); do
             ((i < count)) || die "no port in $port_range is free; widen DOTCLOUD_PORTS"
             port=$((first + (start + i) % count))
-            i=$((i + 1))
-            [[ -n ${used[$port]:-} ]] || break
+            [[ $used == *" $port "* ]] || free+=("$port")
         done
-        used[$port]=1
-        update '.services[$s].instances[$n].ports[$p] = ($port | tonumber)' \
-            --arg s "$service" --arg n "$instance_number" --arg p "$name" --arg port "$port"
-    done < <(query '.services[$s] | (kinds | keys_unsorted) as $names | .instances | to_entries[]
-        | .key as $n | ($names - (.value.ports | keys))[] | [$n, .] | @tsv' --arg s "$service")
+    fi
+    update "$filter | .services[\$s] |= with_ports(\$free | split(\" \") | map(tonumber))" "${@:4}" --arg s "$service" --arg free "${free[*]}"
     unlock_home
-    # A port that is no longer in dotcloud.yml goes back
-    update '.services[$s] |= ((kinds | keys) as $names | .instances |= map_values(.ports |= with_entries(select([.key] | inside($names)))))' \
-        --arg s "$service"
 }
 
 # db=2 www=1
 summary() {
-    query '. as $app | [.services | keys_unsorted[] as $s | "\($s)=\($app | numbers($s) | length)"] | join(" ")'
+    local service all=()
+    need_facts
+    for service in "${service_names[@]}"; do all+=("$service=$(instances "$service" | wc -l)"); done
+    printf '%s' "${all[*]}"
 }

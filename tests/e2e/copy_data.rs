@@ -591,7 +591,7 @@ fn what_goes_wrong_is_named() {
     let error = try_fill(&target_at(&from, "shop", proxy.port), &to, "cut", None).unwrap_err().to_string();
     cutter.join().unwrap();
     assert!(error.starts_with("the rows of public.large could not be copied: db.0: "), "{error}");
-    assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(300), "{:?}", begin.elapsed());
 
     // The target's disk is full.
     let disk = SmallDisk::mount(&site, "small", 60);

@@ -444,7 +444,7 @@ fn a_verb_that_hangs_is_ended() {
     command.env("XDG_STATE_HOME", scene.directory.join("xdg")).env("HERD_PLATFORM_TIMEOUT", "1");
     let output = start(command, "migrate".into(), None).wait();
     assert_eq!(output.code, 4, "{}", output.stderr);
-    assert!(begin.elapsed() < Duration::from_secs(20));
+    assert!(begin.elapsed() < Duration::from_secs(60));
     output.says("did not answer within 1 seconds (config-list)");
     scene.is_as_it_was("");
 }
@@ -463,7 +463,7 @@ fn what_a_killed_run_left_running_is_ended() {
     scene.migrate(&["--status"]).ok().says("is not finished").says("transfer");
     let begin = Instant::now();
     let output = scene.migrate(&["--resume"]).ok().says("what the run before has left running is ended: run");
-    assert!(begin.elapsed() < Duration::from_secs(30));
+    assert!(begin.elapsed() < Duration::from_secs(120));
     scene.has_new(&output.stderr);
 }
 

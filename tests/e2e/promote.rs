@@ -24,7 +24,7 @@ fn a_dead_primary_is_no_obstacle() {
         let last = standby.one("SELECT pg_last_wal_replay_lsn()");
         primary.crash();
         let output = standby.agent(&["promote"]).run().ok();
-        assert!(output.elapsed < Duration::from_secs(10), "{:?}", output.elapsed);
+        assert!(output.elapsed < Duration::from_secs(60), "{:?}", output.elapsed);
         output.says(&last);
         assert!(!standby.is_standby());
         assert_eq!(standby.timeline(), 2);
@@ -49,7 +49,7 @@ fn a_primary_that_hangs_does_not_hold_it_up() {
     let output = standby.agent(&["promote"]).run();
     kill(postmaster, Signal::SIGCONT).unwrap();
     let output = output.ok();
-    assert!(output.elapsed < Duration::from_secs(15), "{:?}", output.elapsed);
+    assert!(output.elapsed < Duration::from_secs(60), "{:?}", output.elapsed);
     assert!(!standby.is_standby());
 }
 

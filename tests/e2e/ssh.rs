@@ -282,10 +282,10 @@ fn a_server_that_accepts_and_says_nothing() {
         |blurb: String| target.agent(&["enslave"]).stdin(blurb).env("PGMAHOUT_CONNECT_TIMEOUT", "2").run();
     let output = enslave(source.blurb_at(port, source.port));
     assert_eq!(output.code, 4, "{output:?}");
-    assert!(output.elapsed.as_secs() < 8, "{:?}", output.elapsed);
+    assert!(output.elapsed.as_secs() < 60, "{:?}", output.elapsed);
     let output = enslave(source.blurb_at(source.ssh_port, port));
     assert_eq!(output.code, 4, "{output:?}");
-    assert!(output.elapsed.as_secs() < 8, "{:?}", output.elapsed);
+    assert!(output.elapsed.as_secs() < 60, "{:?}", output.elapsed);
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn wait_returns_when_caught_up() {
     let late = standby.agent(&["wait", "--timeout", "2"]).run();
     assert_eq!(late.code, 1, "{late:?}");
     assert!(
-        late.elapsed >= Duration::from_secs(2) && late.elapsed < Duration::from_secs(10),
+        late.elapsed >= Duration::from_secs(2) && late.elapsed < Duration::from_secs(60),
         "{:?}",
         late.elapsed
     );
@@ -46,7 +46,7 @@ fn wait_on_a_primary_and_on_a_server_that_does_not_run() {
     host.stop();
     let output = host.agent(&["wait", "--timeout", "3"]).run();
     assert_eq!(output.code, 1, "{output:?}");
-    assert!(output.elapsed < Duration::from_secs(12), "{:?}", output.elapsed);
+    assert!(output.elapsed < Duration::from_secs(60), "{:?}", output.elapsed);
 }
 
 #[test]

@@ -103,5 +103,5 @@ change_env() {
         # One that is down gets it when it comes up
         [[ $(instance_state "$instance") == stopped ]] || restart_programs "$instance"
     done
-    say "$app: release $(query .release)"
+    say "$app: release $release"
 }

@@ -34,12 +34,21 @@ command_info() {
     need jq
     use_app
     need_account
-    choose_instances "$target"
+    if [[ -n $target ]]; then
+        choose_instances "$target"
+    else
+        # All of them have directories: no need to read the state twice
+        chosen=("$app_directory"/*.*/sshd_config)
+        chosen=("${chosen[@]%/sshd_config}")
+        chosen=("${chosen[@]##*/}")
+    fi
     states=$(for instance in ${chosen[@]+"${chosen[@]}"}; do
         printf '%s %s\n' "$instance" "$(instance_state "$instance")"
-    done | jq -cnR '[inputs / " " | {(.[0]): .[1]}] | add // {}')
+    done)
 
+    # What another command has made since we looked does not run yet
     local shapes='
+        def state_of($s; $n): first($states | split("\n")[] | split(" ") | select(.[0] == "\($s).\($n)")[1]) // "stopped";
         def config: (.spec.config // {}) + (.spec.version // null | if . then {version: .} else {} end);
         def instance($s; $n):
             {config: (.services[$s] | config),
@@ -47,8 +56,8 @@ command_info() {
              datacenter: "local",
              ports: [port_list($s; $n; $a)[] | {name, url}],
              release, revision,
-             instances: {"\(.name).\($s).\($n)": {state: $states["\($s).\($n)"]}},
-             state: $states["\($s).\($n)"],
+             instances: {"\(.name).\($s).\($n)": {state: state_of($s; $n)}},
+             state: state_of($s; $n),
              type: .services[$s].spec.type};
         def service($s): . as $app
             | instance($s; numbers($s)[0] // "")
@@ -60,7 +69,7 @@ command_info() {
             "datacenter:       local",
             "service revision: custom/\(.revision | ltrimstr("rsync-")) (latest revision)",
             "revision:         \(.revision)",
-            "state:            \($states["\($s).\($n)"])",
+            "state:            \(state_of($s; $n))",
             "ports:",
             (port_list($s; $n; $a) | (map(.name | length) | max) as $width | .[]
              | "  \(.name):\(" " * ($width - (.name | length) + 1))\(.url)");
@@ -79,7 +88,7 @@ command_info() {
             | {application: .name, created_at, release, revision,
                services: (.services | with_entries(.key as $s | .value |=
                 ({config: config, ports: (.spec.ports // {}), instances: ($app | [numbers($s)[] as $n | {"\($s).\($n)":
-                    {state: $states["\($s).\($n)"], ports: ($app | [port_list($s; $n; $a)[] | {name, url}])}}] | add // {}), type: .spec.type})))};'
+                    {state: state_of($s; $n), ports: ($app | [port_list($s; $n; $a)[] | {name, url}])}}] | add // {}), type: .spec.type})))};'
     # A sole instance is what its service is
     if [[ -n $target ]]; then
         parse_instance "$target"
@@ -92,5 +101,5 @@ command_info() {
             filter='. as $app | [.services | keys_unsorted[]] | to_entries[] | .value as $s | (if .key > 0 then "" else empty end), ($app | text_service($s))'
     fi
     [[ $format != 0.4 ]] || filter="$filter | yaml"
-    query "$shapes complete | $filter" --arg s "${service:-}" --arg n "${number:-}" --arg a "$account" --argjson states "$states"
+    query "$shapes complete | $filter" --arg s "${service:-}" --arg n "${number:-}" --arg a "$account" --arg states "$states"
 }

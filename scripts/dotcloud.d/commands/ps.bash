@@ -43,7 +43,7 @@ command_ps() {
         cat
         # A service without instances is there all the same
         if [[ $target != *.* ]]; then
-            for service in ${target:-$(services)}; do
+            for service in ${target:-"${service_names[@]}"}; do
                 [[ -n $(instances "$service") ]] || printf '%s\t-\tSTOPPED\tit has no instances\n' "$service"
             done
         fi

@@ -29,7 +29,7 @@
 #   dotcloud push
 
 command_push() {
-    local directory=${1:-} spec service instance number
+    local directory=${1:-} spec service instance
     [[ $directory != -* ]] || usage_error "unknown option $directory; see dotcloud push --help"
     (($# <= 1)) || usage_error "push wants one directory; see dotcloud push --help"
     need_everything
@@ -60,8 +60,7 @@ command_push() {
     local existing=()
     mapfile -t existing < <(for service in "${names[@]}"; do instances "$service"; done)
     for service in "${names[@]}"; do
-        number=$(query '.services[$s] | if .none or (.instances | length > 0) then 0 else .spec.instances // 1 end' --arg s "$service")
-        add_instances "$service" "$number"
+        add_instances "$service" "${first_of[$service]}"
     done
     for instance in ${existing[@]+"${existing[@]}"}; do
         say "deploying to $instance"
@@ -72,11 +71,11 @@ command_push() {
     start_new_instances
     write_all_environments
 
-    while read -r service; do
-        [[ $(jq 'has($s)' --arg s "$service" <<<"$spec") == true ]] ||
+    for service in "${service_names[@]}"; do
+        [[ " ${names[*]} " == *" $service "* ]] ||
             warn "service $service is not in dotcloud.yml any more and runs on; dotcloud destroy $service ends it"
-    done < <(services)
-    say "$app is deployed: release $(query .release)"
+    done
+    say "$app is deployed: release $release"
     for service in "${names[@]}"; do
         show_message "$app_directory/build/$service"
     done

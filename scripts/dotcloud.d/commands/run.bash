@@ -13,7 +13,7 @@
 #   dotcloud info db.0 | dotcloud run db.1 pgmahout enslave
 
 command_run() {
-    local target=${1:-} service number terminal=-T ssh_command
+    local target=${1:-} chosen terminal=-T ssh_command
     [[ -n $target ]] || usage_error "run wants a service or an instance; for example: dotcloud run db.0 ls"
     [[ $target != -* ]] || usage_error "unknown option $target; see dotcloud run --help"
     shift
@@ -21,11 +21,11 @@ command_run() {
     need jq ssh
     use_app
     need_account
-    parse_instance "$target"
-    number=${number:-$(query 'numbers($s)[0] // ""' --arg s "$service")}
-    [[ -n $number ]] || die "$service has no instance; see dotcloud scale --help"
-    daemon_pid "$service.$number" sshd >/dev/null || die "$service.$number does not run; start it with dotcloud up" 255
-    ssh_to "$service.$number"
+    choose_instances "$target"
+    ((${#chosen[@]})) || die "$target has no instance; see dotcloud scale --help"
+    target=${chosen[0]}
+    daemon_pid "$target" sshd >/dev/null || die "$target does not run; start it with dotcloud up" 255
+    ssh_to "$target"
     [[ ! -t 0 || ! -t 1 ]] || terminal=-t
     exec "${ssh_command[@]:0:1}" "$terminal" "${ssh_command[@]:1}" ${1+"$*"}
 }

@@ -44,7 +44,7 @@ command_scale() {
         count=${counts[i]}
         [[ $count != +* ]] || count=$(($(instances "$service" | wc -l) + count))
         counts[i]=$count
-        least=$(query '.services[$s] | if .spec.ports.pgsql then 1 else 0 end' --arg s "$service")
+        least=${least_of[$service]}
         ((count >= least && count <= 50)) ||
             usage_error "$service=$count: a $( ((least)) && echo database || echo service) has $least to 50 instances; see dotcloud destroy"
         mapfile -t -O "${#doomed[@]}" doomed < <(instances "$service" | tail -n "+$((count + 1))" | tac)
@@ -57,9 +57,7 @@ command_scale() {
     done
     for i in "${!names[@]}"; do
         [[ -d $app_directory/build/${names[i]}/home ]] || die "${names[i]} was never built; run dotcloud push"
-        add_instances "${names[i]}" "${counts[i]}"
-        update 'if $count == 0 then .services[$s].none = true else del(.services[$s].none) end' \
-            --arg s "${names[i]}" --argjson count "${counts[i]}"
+        add_instances "${names[i]}" "${counts[i]}" 'if $count == 0 then .services[$s].none = true else del(.services[$s].none) end'
     done
     start_new_instances "$no_start"
     write_all_environments

@@ -53,13 +53,19 @@ ask() {
         '"$1" <<<"$app"
 }
 
+# The app's name, as $app says it; that needs no jq, which takes its time to start
+application() {
+    [[ $app =~ \"application\":\ *\"([^\"]+)\" ]] || fail "dotcloud does not say which application this is"
+    printf '%s\n' "${BASH_REMATCH[1]}"
+}
+
 # The argument is a database instance, such as db.1; never a whole service
 check_instance() {
     [[ $1 =~ ^[A-Za-z0-9][A-Za-z0-9_-]*\.[0-9]+$ ]] || fail "'$1' is not the name of an instance, such as db.0" 2
     read_app
     # shellcheck disable=SC2016 # $i is jq's
     [[ $(ask 'databases | any(.[].instances; has($i))' --arg i "$1") == true ]] ||
-        fail "$1 is not a database instance of $(ask .application), which has $(ask '[databases[].instances | keys[]] | join(", ") | if . == "" then "none" else . end')"
+        fail "$1 is not a database instance of $(application), which has $(ask '[databases[].instances | keys[]] | join(", ") | if . == "" then "none" else . end')"
 }
 
 # The arguments are process services, NAME or NAME=COUNT
@@ -68,7 +74,7 @@ check_processes() {
     for name in "${@%%=*}"; do
         # shellcheck disable=SC2016 # $p is jq's
         [[ $(ask 'processes | has($p)' --arg p "$name") == true ]] ||
-            fail "$name is not a process type of $(ask .application), which has $(ask 'processes | keys | join(", ") | if . == "" then "none" else . end')" 2
+            fail "$name is not a process type of $(application), which has $(ask 'processes | keys | join(", ") | if . == "" then "none" else . end')" 2
     done
 }
 
