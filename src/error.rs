@@ -498,7 +498,15 @@ pub enum Error {
     /// A user that may not do what a migration does to the source.
     NotDatabaseOwner { database: String, user: String },
     /// Sessions that are still in the source, described one by one.
-    ClientsStay { database: String, sessions: Vec<String>, limit: Duration },
+    ClientsStay {
+        database: String,
+        sessions: Vec<String>,
+        limit: Duration,
+        /// It was asked for that they are ended.
+        terminate: bool,
+        /// Why that was refused.
+        refused: Option<String>,
+    },
     /// Why one database cannot be copied to the other, all of it: texts and hints.
     CopyImpossible { database: String, instance: String, problems: Vec<(String, String)> },
     /// A migration fills empty databases only.
@@ -1787,14 +1795,24 @@ impl Error {
                 ),
                 "give the URL of its owner, or of a superuser",
             ),
-            Error::ClientsStay { database, sessions, limit } => (
+            Error::ClientsStay { database, sessions, limit, terminate, refused } => (
                 Refused,
                 format!(
-                    "after {} s {database} still has clients that may write: {}",
+                    "after {} s {database} still has clients that may write: {}{}",
                     limit.as_secs(),
-                    printable(&sessions.join("; "))
+                    printable(&sessions.join("; ")),
+                    refused.as_ref().map_or(String::new(), |why| format!(
+                        "; they could not be ended: {}",
+                        printable(why)
+                    ))
                 ),
-                "end them there, wait longer, or add --terminate, which ends them",
+                match (terminate, refused) {
+                    (false, _) => "end them there, wait longer, or add --terminate, which ends them",
+                    (true, Some(_)) => "end them there, as a superuser or as their own role, or wait longer",
+                    (true, None) => {
+                        "end them there, or wait longer; a prepared transaction ends by COMMIT PREPARED or ROLLBACK PREPARED"
+                    }
+                },
             ),
             Error::CopyImpossible { database, instance, problems } => {
                 let texts: Vec<_> = problems.iter().map(|(text, _)| text.as_str()).collect();

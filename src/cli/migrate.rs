@@ -2,14 +2,15 @@
 
 use super::output::{answer, show};
 use crate::blurb::Secret;
-use crate::error::{Error, Result};
-use crate::operations::migrate::{self, App, From, Options, Report, To};
+use crate::error::{Error, Result, printable};
+use crate::operations::migrate::{self, Abandoned, App, From, Options, Report, To};
 use crate::platform::{address_of, password_of};
 use crate::process;
 use crate::progress::{Progress, bytes_text, duration_text, time_text};
 use clap::Args;
 use serde_json::json;
 use std::io::{IsTerminal, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -110,10 +111,10 @@ pub fn run(progress: &Progress, args: &MigrateArgs, json: bool) -> Result<()> {
     } else if args.rollback {
         migrate::rollback(progress, &app, args.confirm.as_deref())?
     } else {
-        let options = options(args)?;
+        let options = options(progress, args)?;
         if args.abandon {
             let report = migrate::abandon(progress, &app, &options, args.confirm.as_deref())?;
-            show(json, &report, |report| format!("{} is free again: {}", report.database, report.was));
+            show(json, &report, abandoned_text);
             return Ok(());
         }
         migrate::run(progress, &app, &options)?
@@ -122,9 +123,9 @@ pub fn run(progress: &Progress, args: &MigrateArgs, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn options(args: &MigrateArgs) -> Result<Options> {
+fn options(progress: &Progress, args: &MigrateArgs) -> Result<Options> {
     let from = match (&args.url, &args.from) {
-        (Some(url), _) => From::Url(read_url(url)?),
+        (Some(url), _) => From::Url(read_url(progress, url)?),
         (None, from) => From::Variable(from.clone().unwrap_or_else(|| "SHARED_DATABASE_URL".into())),
     };
     Ok(Options {
@@ -150,7 +151,7 @@ const URL_LIMIT: u64 = 16 << 10;
 const URL_WAIT: Duration = Duration::from_secs(120);
 
 /// A password must not stand among the arguments, which everybody on the machine can read.
-fn read_url(word: &str) -> Result<Secret> {
+fn read_url(progress: &Progress, word: &str) -> Result<Secret> {
     let usage = |why: &str, hint: &str| Error::MigrateUsage { why: why.into(), hint: hint.into() };
     if word.contains("://") {
         let has_password = address_of(word).is_some_and(|at| at.has_password) || password_of(word).is_some();
@@ -173,8 +174,13 @@ fn read_url(word: &str) -> Result<Secret> {
         read.ok_or_else(|| usage("no URL came on stdin within 120 s", "close stdin after it"))?
     } else {
         let mut bytes = Vec::new();
-        let read = std::fs::File::open(word).and_then(|file| file.take(URL_LIMIT).read_to_end(&mut bytes));
-        read.map(|_| bytes)
+        let file = std::fs::File::open(word);
+        let meta = file.as_ref().ok().and_then(|file| file.metadata().ok());
+        if meta.is_some_and(|meta| meta.is_file() && meta.permissions().mode() & 0o077 != 0) {
+            let file = printable(word);
+            progress.warn(format!("others can read {file}, which may hold a password: chmod 600 {file}"));
+        }
+        file.and_then(|file| file.take(URL_LIMIT).read_to_end(&mut bytes)).map(|_| bytes)
     };
     let path = if word == "-" { Path::new("stdin") } else { Path::new(word) };
     let bytes = bytes.map_err(|source| Error::File { action: "read", path: path.into(), source })?;
@@ -183,6 +189,21 @@ fn read_url(word: &str) -> Result<Secret> {
     match lines.next().unwrap_or_default() {
         "" => Err(usage("there is no URL where it should be", "postgres://USER:PASSWORD@HOST:PORT/DATABASE")),
         text => Ok(Secret::new(text)),
+    }
+}
+
+fn abandoned_text(report: &Abandoned) -> String {
+    let lock = &report.was["lock"];
+    let said = |name: &str| lock[name].as_str().map(printable).unwrap_or_else(|| "?".into());
+    match lock.is_object() {
+        true => format!(
+            "{} is free again; the migration {} that had it was begun by {} at {}",
+            report.database,
+            said("id"),
+            said("by"),
+            said("since")
+        ),
+        false => format!("no migration had {}", report.database),
     }
 }
 

@@ -12,7 +12,9 @@ set_scene() {
     done
     scene=$(mktemp -d "${TMPDIR:-/tmp}/dotcloud tests.XXXXXX")
     checkout="$scene/check out 100%"
-    mkdir -p "$checkout/scripts" "$scene/state dir; it's 100% \$HOME" "$scene/here"
+    # bats has such a directory for each test, but none for setup_file, where "$BATS_TEST_TMPDIR/x" would be /x: of all files
+    BATS_TEST_TMPDIR=${BATS_TEST_TMPDIR:-$scene/setup}
+    mkdir -p "$scene/setup" "$checkout/scripts" "$scene/state dir; it's 100% \$HOME" "$scene/here"
     chmod 755 "$scene"
     cp -a "$root/scripts/dotcloud" "$root/scripts/dotcloud.d" "$root/scripts/platforms" "$checkout/scripts/"
     cp -a "$root/recipe" "$root/dotcloud.yml" "$checkout/"

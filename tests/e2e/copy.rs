@@ -329,7 +329,12 @@ fn a_client_that_stays_is_named_or_ended() {
     let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
     let output = part(&host, &from, &["quiesce", "--id", ID, "--wait", "0", "--terminate"]).run();
     assert_eq!(output.code, 3);
-    output.says(&format!("still has clients that may write: process {pid} of dotcloud (rails)\n"));
+    output
+        .says(&format!(
+            "still has clients that may write: process {pid} of dotcloud (rails); they could not be ended: "
+        ))
+        .says("superuser")
+        .says("hint: end them there, as a superuser or as their own role, or wait longer");
     assert!(!is_read_only(&host));
     client.batch_execute("INSERT INTO orders (note) VALUES ('x')").unwrap();
     drop(client);

@@ -203,6 +203,7 @@ fn only_reads(call: &str) -> bool {
         "run" => ["look", "compare", "check", "changes", "info", "schedule"]
             .iter()
             .any(|word| words.contains(word)),
+        "herd" => words.contains(&"pg:credentials"),
         verb => ["app", "instances", "config-list", "processes", "oneoffs"].contains(&verb),
     }
 }
@@ -484,6 +485,18 @@ fn a_target_that_was_there_is_cleared_and_not_removed() {
     // Unattached it is attached, and detached again.
     fs::remove_file(scene.state("config/HEROKU_POSTGRESQL_WHITE_URL")).unwrap();
     let before = scene.config();
+    // A dry run looks into it and attaches nothing.
+    let calls = scene.calls().len();
+    scene.migrate(&["--to", "db.1", "--dry-run"]).ok().says("warning: a warning");
+    assert!(scene.calls()[calls..].iter().all(|call| only_reads(call)), "{:?}", scene.calls());
+    scene.put("placed", "something");
+    scene.migrate(&["--to", "db.1", "--dry-run"]).fails(
+        1,
+        "db.1: the target is not empty",
+        "so says the agent on db.1",
+    );
+    fs::remove_file(scene.state("placed")).unwrap();
+    assert_eq!(scene.config(), before);
     scene.put("fault", "copy-part fill fail");
     let output = scene.migrate(&["--to", "DB.1", "--colour", "gold"]);
     assert_eq!(output.code, 1);
@@ -639,8 +652,23 @@ fn told_before_and_after() {
     scene
         .migrate(&["--abandon", "--from", "OLD_URL", "--confirm", "shop"])
         .ok()
-        .says("main of db.0 is free again");
+        .says("main of db.0 is free again; the migration")
+        .says("was begun by x@y at then");
+    scene
+        .migrate(&["--abandon", "--from", "OLD_URL", "--confirm", "shop"])
+        .ok()
+        .says("no migration had main of db.0");
     scene.source_is_free("abandoned");
+
+    // A file with a password that others can read is told of.
+    let file = scene.directory.join("its url");
+    fs::write(&file, format!("{OLD}\n")).unwrap();
+    let told = format!("others can read {}", file.display());
+    for (mode, tells) in [(0o644, true), (0o600, false)] {
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        let output = scene.migrate(&["--dry-run", "--url", file.to_str().unwrap()]).ok();
+        assert_eq!(output.stderr.contains(&told), tells, "{}", output.stderr);
+    }
 }
 
 /// Killed, and then somebody else did something.

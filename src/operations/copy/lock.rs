@@ -358,14 +358,14 @@ fn quiesce_locked(
         (stay, harmless) = staying(db)?;
     }
     let waited = begin.elapsed();
-    let mut ended = Vec::new();
+    let (mut ended, mut refused) = (Vec::new(), None);
     if !stay.is_empty() && terminate {
         ended = stay.clone();
         for session in stay.iter().filter(|session| session.pid != 0) {
             context.progress.step(format!("ending {}", session.describe()));
             // One of a role that this one has nothing to do with is refused; it is named below then.
             if let Err(error) = db.rows("SELECT pg_terminate_backend($1)", &[&session.pid]) {
-                context.progress.detail(format!("{error}"));
+                refused.get_or_insert(error.to_string());
             }
         }
         let deadline = Instant::now() + END_LIMIT;
@@ -378,7 +378,8 @@ fn quiesce_locked(
     process::check_interrupt()?;
     if !stay.is_empty() {
         let sessions = described(&stay);
-        return Err(Error::ClientsStay { database: source.database.clone(), sessions, limit: wait });
+        let database = source.database.clone();
+        return Err(Error::ClientsStay { database, sessions, limit: wait, terminate, refused });
     }
     let warning = |session: &Session| {
         format!("{} is in {}, but began after it was made read-only", session.describe(), source.database)

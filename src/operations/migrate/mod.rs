@@ -458,10 +458,9 @@ fn new_journal(kind: Kind, app: &App, platform: &Platform, options: &Options) ->
 
 fn dry_run(work: &mut Work) -> Result<Report> {
     let table = table_of(work.journal.kind);
-    let step = |name: &str| table.iter().find(|step| step.name == name);
-    for name in ["check", "check-target"] {
+    for step in table.iter().filter(|step| ["check", "check-target"].contains(&step.name)) {
         // The target of a plan is not there yet.
-        if let Some(step) = step(name).filter(|_| name == "check" || work.journal.target.url.is_some()) {
+        if step.name == "check" || steps::url_of_target(work)? {
             (step.run)(work)?;
         }
     }

@@ -653,6 +653,22 @@ fn check_target(work: &mut Work) -> Result<()> {
     work.keep("check", answer)
 }
 
+/// For a look at a target that is not attached, and is not to be: whether its URL is known now.
+pub fn url_of_target(work: &mut Work) -> Result<bool> {
+    let target = &work.journal.target;
+    let Some(instance) = target.instance.clone().filter(|_| target.url.is_none()) else {
+        return Ok(target.url.is_some());
+    };
+    let answer = work.platform.herd(&["pg:credentials", &instance], work.platform.long())?;
+    let url = text(&answer, "url");
+    let at = url.and_then(address_of).ok_or_else(|| Error::AgentUnknown { who: "herd".into() })?;
+    let target = &mut work.journal.target;
+    target.url = url.map(Hidden::new);
+    target.database = at.database;
+    work.hide_secrets();
+    Ok(true)
+}
+
 /// 15.3 is of 15, 9.6.24 of 9.6.
 fn major(version_num: u64) -> u64 {
     if version_num < 100_000 { version_num / 100 } else { version_num / 10_000 * 100 }

@@ -71,6 +71,8 @@ pub fn forward(work: &mut Work, table: &'static [Step]) -> std::result::Result<(
         let place = format!("[{:2}/{}]", number + 1, table.len());
         if mark == Mark::Doing && (step.happened)(work).map_err(stopped)? {
             work.progress.step(format!("{place} {says}: that has happened already"));
+            // How long it took nobody has seen
+            work.journal.leg_mut().steps.entry(step.name.to_owned()).or_default().began = None;
             work.mark(step.name, Mark::Done, None).map_err(stopped)?;
             continue;
         }
