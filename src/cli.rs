@@ -171,6 +171,7 @@ Examples:
   dotcloud run db.1 pgmahout enslave 0
   pgmahout enslave --dry-run --info db0.blurb
   dotcloud info db | pgmahout enslave --from db.0
+  dotcloud info db | pgmahout enslave --from db.0 --copy-from db.1
   pgmahout enslave --confirm db.1 < blurb      lose what only db.1 has
   pgmahout enslave --background < blurb && pgmahout wait")]
 struct EnslaveArgs {
@@ -179,6 +180,10 @@ struct EnslaveArgs {
     /// Follow a source that is itself a standby
     #[arg(long)]
     cascade: bool,
+    /// A standby of the source that the copy comes from, so that the source has nothing to read: a file with its blurb,
+    /// its name where the blurb tells of several, or - where its blurb follows the source's after a line ---
+    #[arg(long, value_name = "STANDBY")]
+    copy_from: Option<String>,
     /// The plan
     #[arg(long, value_enum, default_value_t = PlanArg::Auto)]
     plan: PlanArg,
@@ -234,16 +239,36 @@ struct CopyArgs {
 }
 
 impl CopyArgs {
-    /// The source, and what was read to know it.
-    fn source(&self, context: Context) -> Result<(Blurb, Option<Vec<u8>>)> {
+    /// The source, the standby that a copy comes from, and what was read to know them.
+    fn source(&self, context: Context, copy_from: Option<&str>) -> Result<Sources> {
+        let in_file = |name: &str| {
+            let path = PathBuf::from(name);
+            path.is_file().then(|| Blurb::parse(&read_blurb(Some(&path))?, None))
+        };
         if let Some(wanted) = &self.instance {
-            return Ok((blurb_of_environment(context.instance, wanted)?, None));
+            let other = |name| in_file(name).unwrap_or_else(|| blurb_of_environment(context.instance, name));
+            return Ok(Sources {
+                source: blurb_of_environment(context.instance, wanted)?,
+                copy_from: copy_from.map(other).transpose()?,
+                read: None,
+            });
         }
         let read = read_blurb(self.info.as_ref())?;
         if self.job {
             job::forget_blurb(context);
         }
-        Ok((Blurb::parse(&read, self.from.as_deref())?, Some(read)))
+        let mut source = &read[..];
+        let copy_from = match copy_from {
+            Some("-") => {
+                let (first, second) = two_documents(&read).ok_or(Error::OneBlurb)?;
+                source = first;
+                Some(Blurb::parse(second, None)?)
+            }
+            Some(name) => Some(in_file(name).unwrap_or_else(|| Blurb::parse(&read, Some(name)))?),
+            None => None,
+        };
+        let source = Blurb::parse(source, self.from.as_deref())?;
+        Ok(Sources { source, copy_from, read: Some(read) })
     }
 
     fn options(self) -> Result<enslave::Options> {
@@ -260,6 +285,20 @@ impl CopyArgs {
             ..enslave::Options::default()
         })
     }
+}
+
+/// Whom a copy is of.
+struct Sources {
+    source: Blurb,
+    copy_from: Option<Blurb>,
+    read: Option<Vec<u8>>,
+}
+
+/// What is before and behind the line `---`.
+fn two_documents(read: &[u8]) -> Option<(&[u8], &[u8])> {
+    let line = b"\n---\n";
+    let at = read.windows(line.len()).position(|window| window == line)?;
+    Some((&read[..at + 1], &read[at + line.len()..]))
 }
 
 /// Make this instance an independent, writable copy of the one in the blurb
@@ -670,19 +709,22 @@ fn copy<T: Serialize>(
     context: Context,
     verb: &str,
     args: CopyArgs,
+    copy_from: Option<String>,
     json: bool,
     run: impl FnOnce(&Blurb, enslave::Options) -> Result<T>,
     summary: impl FnOnce(&T) -> (String, Option<String>),
 ) -> Result<Option<T>> {
     if args.job {
         job::begin(context)?;
-        let done = args.source(context).and_then(|(blurb, _)| run(&blurb, args.options()?));
+        let done = args.source(context, copy_from.as_deref()).and_then(|found| {
+            run(&found.source, enslave::Options { copy_from: found.copy_from, ..args.options()? })
+        });
         job::end(context, done.as_ref().err());
         return done.map(Some);
     }
-    let (blurb, read) = args.source(context)?;
+    let Sources { source: blurb, copy_from, read } = args.source(context, copy_from.as_deref())?;
     let (background, confirmed) = (args.background, args.confirm.clone());
-    let report = run(&blurb, args.options()?)?;
+    let report = run(&blurb, enslave::Options { copy_from, ..args.options()? })?;
     if !background {
         return Ok(Some(report));
     }
@@ -748,7 +790,7 @@ fn run_fork(context: Context, args: ForkArgs, json: bool) -> Result<()> {
     let timeout = Duration::from_secs(args.timeout);
     let run = |blurb: &Blurb, copy| fork::run(context, blurb, &fork::Options { copy, timeout });
     let summary = |report: &fork::Report| (report.source.clone(), report.plan.loses.clone());
-    let Some(report) = copy(context, "fork", args.copy, json, run, summary)? else { return Ok(()) };
+    let Some(report) = copy(context, "fork", args.copy, None, json, run, summary)? else { return Ok(()) };
     for warning in &report.warnings {
         context.progress.warn(warning);
     }
@@ -799,11 +841,13 @@ fn run_enslave(context: Context, args: EnslaveArgs, json: bool) -> Result<()> {
         PlanArg::Delta => Wanted::Delta,
         PlanArg::Full => Wanted::Full,
     };
-    let cascade = args.cascade;
+    let (cascade, copy_from) = (args.cascade, args.copy_from);
     let run =
         |blurb: &Blurb, copy| enslave::run(context, blurb, &enslave::Options { cascade, wanted, ..copy });
     let summary = |report: &enslave::Report| (report.source.clone(), report.plan.loses.clone());
-    let Some(report) = copy(context, "enslave", args.copy, json, run, summary)? else { return Ok(()) };
+    let Some(report) = copy(context, "enslave", args.copy, copy_from, json, run, summary)? else {
+        return Ok(());
+    };
     show(json, &report, enslave_text);
     Ok(())
 }
@@ -847,8 +891,9 @@ fn enslave_text(report: &enslave::Report) -> String {
     let lag = lag_text(&report.lag);
     let build = report.taken_build.as_ref().map(|build| format!(", with its PostgreSQL {build}"));
     format!(
-        "{instance} streams from {source}{}: {how}, {seconds}, {lag}{}",
+        "{instance} streams from {source}{}{}: {how}, {seconds}, {lag}{}",
         build.unwrap_or_default(),
+        report.copied_from.as_ref().map_or(String::new(), |other| format!(", copied from {other}")),
         kept_text(report.kept.as_ref())
     )
 }

@@ -507,6 +507,12 @@ pub enum Error {
         /// Why that was refused.
         refused: Option<String>,
     },
+    /// `--copy-from -`, and there is no second blurb.
+    OneBlurb,
+    /// The standby that a copy was to come from is of no use for that.
+    CopyFrom { name: String, source: String, why: String },
+    /// It has not received what its primary keeps for the new one.
+    CopyFromBehind { name: String, at: String, wanted: String, limit: Duration },
     /// Why one database cannot be copied to the other, all of it: texts and hints.
     CopyImpossible { database: String, instance: String, problems: Vec<(String, String)> },
     /// A migration fills empty databases only.
@@ -1813,6 +1819,24 @@ impl Error {
                         "end them there, or wait longer; a prepared transaction ends by COMMIT PREPARED or ROLLBACK PREPARED"
                     }
                 },
+            ),
+            Error::OneBlurb => (
+                Usage,
+                "no second blurb came, that of the standby to copy from".into(),
+                "it follows the first after a line ---; --copy-from FILE names a file with it",
+            ),
+            Error::CopyFrom { name, source, why } => (
+                Failed,
+                format!("a copy of {source} cannot come from {name}: {why}"),
+                "--copy-from names a standby that follows the source; without it the source itself is copied",
+            ),
+            Error::CopyFromBehind { name, at, wanted, limit } => (
+                Failed,
+                format!(
+                    "after {} s {name} has WAL up to {at} only, and its primary keeps it from {wanted} on",
+                    limit.as_secs()
+                ),
+                "see whether it streams (pgmahout info there); without --copy-from the source itself is copied",
             ),
             Error::CopyImpossible { database, instance, problems } => {
                 let texts: Vec<_> = problems.iter().map(|(text, _)| text.as_str()).collect();

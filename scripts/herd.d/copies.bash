@@ -3,7 +3,7 @@
 
 # direct_copy VERB ARGUMENT...: DB --of DB
 direct_copy() {
-    local verb=$1 wanted="" of="" target source options=() report status=0 name text
+    local verb=$1 wanted="" of="" copy_from="" target source other options=() report status=0 name text
     shift
     while (($#)); do
         case $1 in
@@ -15,6 +15,15 @@ direct_copy() {
             -n | --dry-run) options+=(--dry-run) ;;
             --background) options+=(--background) ;;
             --take-build) options+=("$1") ;;
+            --copy-from | --copy-from=*)
+                [[ $verb == enslave ]] || usage_error "--copy-from is not for a fork"
+                if [[ $1 == *=* ]]; then
+                    copy_from=${1#*=}
+                else
+                    copy_from=$(option_value "$@")
+                    shift
+                fi
+                ;;
             --cascade | --copy)
                 [[ $verb == enslave ]] || usage_error "$1 is not for a fork, which is always a copy"
                 if [[ $1 == --copy ]]; then options+=(--plan full); else options+=("$1"); fi
@@ -39,6 +48,11 @@ direct_copy() {
     check_plans "$(info "$target" '.plan // ""')" "$source"
 
     blurb_of "$source" >"$work/blurb"
+    if [[ -n $copy_from ]]; then
+        resolve "$copy_from" other
+        { echo --- && blurb_of "$other"; } >>"$work/blurb"
+        options+=(--copy-from -)
+    fi
     name=$(info "$target" .instance)
     report=$(copy_from "$verb" "$target" ${options[@]+"${options[@]}"}) || status=$?
     if ((status == 3)) && [[ $(jq -r .message "$work/error.$target") != *"--cascade"* && -n $(jq -r '.hint // ""' "$work/error.$target" | grep -- "--confirm" || true) ]]; then

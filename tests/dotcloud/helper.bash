@@ -48,9 +48,9 @@ refused() {
 }
 
 eventually() {
-    local deadline=$((SECONDS + 20))
+    local deadline=$((SECONDS + 60))
     until "$@"; do
-        ((SECONDS < deadline)) || { echo "not within 20 seconds: $*" && return 1; }
+        ((SECONDS < deadline)) || { echo "not within 60 seconds: $*" && return 1; }
         sleep 0.2
     done
 }

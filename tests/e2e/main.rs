@@ -19,6 +19,7 @@ mod build_version;
 mod cli;
 mod copy;
 mod copy_data;
+mod copy_from;
 mod credentials;
 mod debian;
 mod delta;

@@ -40,7 +40,7 @@ command_pg_promote() {
     # Everybody is asked at once, but only the target's answer is waited for
     mapfile -t others < <(about '.databases[].name | select(. != $t)' --arg t "$target")
     if ((${#others[@]})); then
-        (answer_timeout=5 && ask_all "${others[@]}") &
+        (answer_timeout=$((answer_timeout < 10 ? answer_timeout : 10)) && ask_all "${others[@]}") &
         asking=$!
     fi
     ask_all "$target"

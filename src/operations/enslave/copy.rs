@@ -11,7 +11,7 @@ use super::super::{Context, standby};
 use super::marker::{self, MARKER, Mark, remove_copy};
 use super::place::{LOST_AND_FOUND, Layout, Place, list, mark, outside};
 use super::reuse::Manifest;
-use super::session::Backup;
+use super::session::{Backup, Held};
 use super::there::There;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
@@ -21,6 +21,7 @@ use crate::postgres::control::ControlFile;
 use crate::postgres::page::{PAGE, PAGES_PER_SEGMENT};
 use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{Lsn, history_file_name, segment_name};
+use crate::process;
 use crate::progress::{Progress, bytes_text};
 use crate::settings::Origin;
 use crate::sql::Target;
@@ -50,9 +51,12 @@ pub struct Settings {
 /// Copies the source, ready to start as a standby but not in PGDATA's place yet. The server here must be
 /// stopped. When the other side fails, or somebody interrupts it, what was copied beside PGDATA is left for the next
 /// run; when something here does, such as a full disk, nothing is left.
+///
+/// The bytes come from the standby `from`, if there is one.
 pub fn run(
     context: Context,
     there: &mut There,
+    from: Option<&mut There>,
     layout: &Layout,
     settings: &Settings,
     slot: &str,
@@ -61,7 +65,7 @@ pub fn run(
         Place::Beside(staging) => staging.clone(),
         Place::InPlace(_) => layout.data.clone(),
     };
-    let outcome = copy_into(context, there, layout, &root, settings, slot);
+    let outcome = copy_into(context, there, from, layout, &root, settings, slot);
     match (&outcome, &layout.place) {
         (Err(Error::File { .. } | Error::UnknownRoot { .. }), Place::Beside(staging)) => {
             if let Err(error) = remove_copy(staging) {
@@ -86,18 +90,31 @@ pub fn run(
 fn copy_into(
     context: Context,
     there: &mut There,
+    from: Option<&mut There>,
     layout: &Layout,
     root: &Path,
     settings: &Settings,
     slot: &str,
 ) -> Result<Copied> {
     let progress = context.progress;
-    let There { db, version, target, control, name, history, history_text, .. } = there;
-    let There { remote, agent, data_directory, facts, .. } = there;
-    let (version, timeline) = (*version, &history.timeline);
+    let primary = there.target.clone();
+    // Before the backup: the primary keeps all WAL from here on, the standby has what is before.
+    let (mut held, from) = match from {
+        Some(from) => (Some(Held::reserve(context, &mut there.db, &primary, slot)?), from),
+        None => (None, there),
+    };
+    let There { db, version, target, control, name, history, history_text, in_recovery, .. } = from;
+    let There { remote, agent, data_directory, facts, .. } = from;
+    let (version, timeline, in_recovery) = (*version, &history.timeline, *in_recovery);
 
-    progress.step(format!("backup of {name} begins (a checkpoint runs there)"));
-    let mut backup = Backup::start(context, db, target, slot)?;
+    progress.step(format!(
+        "backup of {name} begins{}",
+        if in_recovery { "" } else { " (a checkpoint runs there)" }
+    ));
+    let mut backup = match held {
+        Some(_) => Backup::start_passing(context, db, target)?,
+        None => Backup::start(context, db, target, slot)?,
+    };
     // Opened only now: while the checkpoint ran nobody would have answered sshd's keep-alives.
     let mut streams = open_streams(context, remote.as_ref(), agent, data_directory, facts.inode, settings)?;
     let mut first = streams.remove(0);
@@ -144,21 +161,55 @@ fn copy_into(
             let name = history_file_name(*timeline);
             durable::write(&root.join(version.wal_directory()).join(name), text.as_bytes(), 0o600)?;
         }
-        if !version.reserves_slot_at_once() {
+        if let Some(held) = &mut held {
+            // Where the files of it end the new standby streams on from the primary: that has to be where the primary's
+            // begins, or later.
+            let wanted = held.keeps_from()?;
+            wait_for_wal(context, &mut backup, in_recovery, wanted, name)?;
+        }
+        if held.is_some() || !version.reserves_slot_at_once() {
             copy_wal(stream, &mut streams, &roots, control, version, progress)?;
         }
-        keep_own_files(context, layout, root, version, target, slot)?;
+        keep_own_files(context, layout, root, version, &primary, slot)?;
         progress.step("syncing to disk");
         sync(root, layout)?;
         // As late as can be: a slot that lasts, for a copy that is not there yet, would be nobody's.
-        backup.keep_slot()?;
+        match &mut held {
+            Some(held) => held.keep()?,
+            None => backup.keep_slot()?,
+        }
         write_control(root, &control_bytes)?;
         Ok(copied)
     })();
     if outcome.is_err() {
         backup.disown_slot();
+        if let Some(held) = &mut held {
+            held.disown();
+        }
     }
     outcome
+}
+
+/// A standby that is copied from may not have received yet what its primary keeps for the new one.
+fn wait_for_wal(
+    context: Context,
+    backup: &mut Backup,
+    in_recovery: bool,
+    wanted: Lsn,
+    name: &str,
+) -> Result<()> {
+    let limit = context.instance.stream_timeout;
+    let mut at = Lsn::ZERO;
+    let come = process::wait_for(limit, || {
+        at = backup.end_of_wal(in_recovery)?;
+        Ok((at >= wanted).then_some(()))
+    })?;
+    come.ok_or_else(|| Error::CopyFromBehind {
+        name: name.to_owned(),
+        at: at.to_string(),
+        wanted: wanted.to_string(),
+        limit,
+    })
 }
 
 /// Bytes in a second.
@@ -383,7 +434,7 @@ fn write_control(root: &Path, bytes: &[u8]) -> Result<()> {
     durable::write(&root.join("global/pg_control"), bytes, 0o600)
 }
 
-/// Versions without slots: the WAL from the backup's start on comes as files.
+/// The WAL from the backup's start on as files: for versions without slots, and where the slot is another server's.
 fn copy_wal(
     stream: &mut Stream,
     others: &mut [Stream],

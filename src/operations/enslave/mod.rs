@@ -41,6 +41,8 @@ pub struct Options {
     pub confirm: Option<String>,
     /// Follow a source that is itself a standby.
     pub cascade: bool,
+    /// A standby of the source, which a copy comes from.
+    pub copy_from: Option<Blurb>,
     /// Say what would be done and stop.
     pub dry_run: bool,
     /// The host key to accept.
@@ -68,6 +70,8 @@ pub struct Report {
     pub instance: String,
     /// The source.
     pub source: String,
+    /// Whom a copy comes from, when that is not the source.
+    pub copied_from: Option<String>,
     /// `repoint`, `delta` or `full`; as planned when `dry_run`.
     pub plan: Plan,
     /// Nothing was done.
@@ -132,6 +136,8 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
     let build = preflight::programs(context, &there, options)?;
     let mut cluster = here::look(context)?;
     preflight::check_direction(context, &mut there, cluster.as_mut(), options)?;
+    let mut other =
+        options.copy_from.as_ref().map(|blurb| preflight::copy_from(context, &there, blurb)).transpose()?;
 
     let slot = instance.slot_name();
     if build.is_none()
@@ -156,13 +162,15 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
     let layout = match plan.action {
         Action::Full | Action::Delta => {
             let resume = options.wanted != Wanted::Full;
-            Some(place::layout(context, &mut there, &plan, &mapping(context, options), resume)?)
+            let from = other.as_mut().unwrap_or(&mut there);
+            Some(place::layout(context, from, &plan, &mapping(context, options), resume)?)
         }
         Action::Repoint => None,
     };
     let mut report = Report {
         instance: instance.name.clone(),
         source: there.name.clone(),
+        copied_from: other.as_ref().filter(|_| layout.is_some()).map(|other| other.name.clone()),
         plan: plan.clone(),
         dry_run: options.dry_run,
         already: false,
@@ -202,7 +210,9 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
     let mut db = match layout {
         None => repoint(context, &mut there, cluster, &with)?,
         Some(layout) => {
-            let (db, copied, kept) = full(context, &mut there, cluster, &plan, &layout, &with, options)?;
+            let from = other.as_mut();
+            let (db, copied, kept) =
+                full(context, &mut there, from, cluster, &plan, &layout, &with, options)?;
             report.copied = Some(copied);
             report.kept = kept;
             db
@@ -277,6 +287,7 @@ fn already_following(
     Ok(Some(Report {
         instance: context.instance.name.clone(),
         source: there.name.clone(),
+        copied_from: None,
         plan: Plan {
             action: Action::Repoint,
             why: "it follows this source already".into(),
@@ -458,9 +469,11 @@ fn wait_for_new_receiver(context: Context, db: &mut Db, before: Option<i32>) -> 
     changed.ok_or_else(|| Error::NotStreaming { limit, log: service::log_tail(context.instance) })
 }
 
+#[allow(clippy::too_many_arguments)]
 fn full(
     context: Context,
     there: &mut There,
+    from: Option<&mut There>,
     cluster: Option<Cluster>,
     plan: &Plan,
     layout: &place::Layout,
@@ -492,7 +505,7 @@ fn full(
         }
         error
     };
-    let mut copied = copy::run(context, there, layout, &settings, with.slot).map_err(restart)?;
+    let mut copied = copy::run(context, there, from, layout, &settings, with.slot).map_err(restart)?;
     let kept = place::put_in_place(context, layout, plan, &there.target)
         .map_err(|error| if place::is_pending(layout) { restart(error) } else { error })?;
     copied.durable_seconds = with.since.elapsed().as_secs_f64();

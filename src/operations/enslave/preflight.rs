@@ -5,7 +5,8 @@ use super::super::Context;
 use super::super::build_version::{share, switch};
 use super::Options;
 use super::here::Cluster;
-use super::there::There;
+use super::there::{self, There};
+use crate::blurb::Blurb;
 use crate::builds::{self, Build};
 use crate::error::{Error, Result};
 use crate::postgres::files::preloaded_libraries;
@@ -225,4 +226,38 @@ pub fn check_settings(context: Context, there: &mut There, cluster: Option<&mut 
         }
     }
     Ok(())
+}
+
+/// The standby that a copy comes from, reached and found to be a standby of the source, which has what the source has.
+///
+/// # Errors
+/// Those of reaching it; [`Error::CopyFrom`].
+pub fn copy_from(context: Context, there: &There, blurb: &Blurb) -> Result<There> {
+    let name = blurb.name.clone().unwrap_or_else(|| "the standby".into());
+    let other = there::reach(context, &Blurb { name: Some(name), ..blurb.clone() }, None)?;
+    check_not_itself(context, &other)?;
+    let no = |why: String| Error::CopyFrom { name: other.name.clone(), source: there.name.clone(), why };
+    if other.system_id != there.system_id {
+        return Err(no("it is another cluster".into()));
+    }
+    if !other.in_recovery {
+        return Err(no("it is no standby".into()));
+    }
+    if (other.facts.device, other.facts.inode, &other.facts.boot_id)
+        == (there.facts.device, there.facts.inode, &there.facts.boot_id)
+    {
+        return Err(no("it is the source".into()));
+    }
+    if !other.version.same_major(there.version) {
+        return Err(no(format!("it is PostgreSQL {}, not {}", other.version, there.version)));
+    }
+    if !other.version.has_nonexclusive_backup() || !other.version.reserves_slot_at_once() {
+        return Err(no(format!("PostgreSQL {} cannot be copied from a standby", other.version)));
+    }
+    if other.history.timeline != there.history.timeline {
+        let (its, ours) = (other.history.timeline.0, there.history.timeline.0);
+        return Err(no(format!("it is on timeline {its}, not {ours}")));
+    }
+    context.progress.step(format!("the copy comes from {}, at {}", other.name, other.end));
+    Ok(other)
 }

@@ -1,7 +1,9 @@
-//! Owns the base backup on the source: the SQL session that it belongs to and the slot that keeps its WAL.
-//! Both end with the session, however we end.
+//! Owns the base backup on the source, the slot that keeps its WAL, and the SQL session that both belong to: they end
+//! with it, however we end. A backup of a standby for a follower of its primary has its slot there, in a session of its
+//! own.
 
 use super::super::{Context, standby};
+use super::there::end_of_wal;
 use crate::error::{Error, Result};
 use crate::postgres::backup::BackupCalls;
 use crate::postgres::wal::Lsn;
@@ -10,14 +12,19 @@ use crate::sql::{Db, Target};
 
 /// A base backup that is running, and the slot that keeps its WAL.
 pub struct Backup<'a> {
-    db: &'a mut Db,
+    held: Held<'a>,
     calls: BackupCalls,
-    slot: Slot,
     running: bool,
-    target: Target,
-    progress: &'a Progress,
     /// Where it began: replay starts there, or before.
     pub begin: Option<Lsn>,
+}
+
+/// A slot, and the session that holds it.
+pub struct Held<'a> {
+    db: &'a mut Db,
+    slot: Slot,
+    target: Target,
+    progress: &'a Progress,
 }
 
 /// How the slot is held.
@@ -81,10 +88,9 @@ impl Backup<'_> {
             &[],
         )?;
         let slot = reserve(db)?;
-        let (target, progress) = (target.clone(), context.progress);
-        let mut backup = Backup { db, calls, slot, running: false, target, progress, begin: None };
-        backup.running = true;
-        let rows = backup.db.rows_interruptible(calls.start, &[&label])?;
+        let held = Held { db, slot, target: target.clone(), progress: context.progress };
+        let mut backup = Backup { held, calls, running: true, begin: None };
+        let rows = backup.held.db.rows_interruptible(calls.start, &[&label])?;
         backup.begin = rows.first().and_then(|row| row.get::<_, &str>(0).parse().ok());
         Ok(backup)
     }
@@ -92,12 +98,59 @@ impl Backup<'_> {
     /// Ends the backup; gives the content of backup_label where it is not a file of the source.
     pub fn stop(&mut self) -> Result<(Option<String>, Option<String>)> {
         self.running = false;
-        let row = self.db.row(self.calls.stop, &[])?;
+        let row = self.held.db.row(self.calls.stop, &[])?;
         Ok((row.get("labelfile"), row.get("lsn")))
     }
 
     /// Makes the slot last beyond this session.
     pub fn keep_slot(&mut self) -> Result<()> {
+        self.held.keep()
+    }
+
+    /// The permanent slot is nobody's again.
+    pub fn disown_slot(&mut self) {
+        self.held.disown();
+    }
+
+    /// The end of the WAL that the server of the backup has.
+    pub fn end_of_wal(&mut self, in_recovery: bool) -> Result<Lsn> {
+        end_of_wal(self.held.db, in_recovery)
+    }
+}
+
+impl Held<'_> {
+    /// Reserves the WAL for a standby from now on.
+    pub fn reserve<'a>(
+        context: Context<'a>,
+        db: &'a mut Db,
+        target: &Target,
+        slot: &str,
+    ) -> Result<Held<'a>> {
+        // It sits idle for the whole copy.
+        db.rows(
+            "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'",
+            &[],
+        )?;
+        let slot = reserve(db, slot)?;
+        Ok(Held { db, slot, target: target.clone(), progress: context.progress })
+    }
+
+    /// From where on the WAL is kept.
+    pub fn keeps_from(&mut self) -> Result<Lsn> {
+        let name = match &self.slot {
+            Slot::Temporary { temporary, .. } => temporary,
+            Slot::Permanent { name, .. } => name,
+            Slot::None | Slot::Passing => return Ok(Lsn::ZERO),
+        };
+        let sql = format!(
+            "SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = {}",
+            crate::sql::literal(name)
+        );
+        Ok(self.db.lsn(&sql)?.unwrap_or(Lsn::ZERO))
+    }
+
+    /// Makes the slot last beyond this session.
+    pub fn keep(&mut self) -> Result<()> {
         match &mut self.slot {
             Slot::None | Slot::Passing => Ok(()),
             Slot::Permanent { keep, .. } => {
@@ -118,37 +171,52 @@ impl Backup<'_> {
     }
 
     /// The permanent slot is nobody's again.
-    pub fn disown_slot(&mut self) {
+    pub fn disown(&mut self) {
         if let Slot::Permanent { keep, .. } = &mut self.slot {
             *keep = false;
         }
+    }
+
+    /// When it is the session that broke, what lasts beyond it needs another one: whether there is one, and whether it is
+    /// another.
+    fn revive(&mut self) -> (bool, bool) {
+        if self.db.is_alive() {
+            return (true, false);
+        }
+        match Db::connect(&self.target) {
+            Ok(db) => *self.db = db,
+            Err(error) => {
+                if let Slot::Permanent { name, keep: false } = &self.slot {
+                    self.progress.warn(format!(
+                        "the slot {name} may be left on {}: {error}; running this command again uses it",
+                        self.target.label
+                    ));
+                    self.slot = Slot::None;
+                }
+                return (false, false);
+            }
+        }
+        if let Slot::Temporary { .. } = self.slot {
+            self.slot = Slot::None;
+        }
+        (true, true)
     }
 }
 
 impl Drop for Backup<'_> {
     fn drop(&mut self) {
-        // When it is the session that broke, what lasts beyond it needs another one.
-        if !self.db.is_alive() {
-            match Db::connect(&self.target) {
-                Ok(db) => *self.db = db,
-                Err(error) => {
-                    if let Slot::Permanent { name, keep: false } = &self.slot {
-                        self.progress.warn(format!(
-                            "the slot {name} may be left on {}: {error}; running this command again uses it",
-                            self.target.label
-                        ));
-                    }
-                    return;
-                }
-            }
-            self.running &= self.calls.exclusive;
-            if let Slot::Temporary { .. } = self.slot {
-                self.slot = Slot::None;
-            }
+        let (alive, is_another) = self.held.revive();
+        // A backup of the newer kind ends with its session, but ours may live on for a while.
+        if alive && self.running && (self.calls.exclusive || !is_another) {
+            let _ = self.held.db.rows(self.calls.stop, &[]);
         }
-        if self.running {
-            // A backup of the newer kind ends with its session, but ours may live on for a while.
-            let _ = self.db.rows(self.calls.stop, &[]);
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if !self.revive().0 {
+            return;
         }
         match &self.slot {
             Slot::Permanent { name, keep: false } => drop(standby::drop_slot(self.db, name)),
