@@ -379,7 +379,10 @@ nobody_showed() {
     said=$(typed shop pg:fork amber --of gold)
     [[ $said == *"What only HEROKU_POSTGRESQL_AMBER_URL has will be lost."*"HEROKU_POSTGRESQL_AMBER_URL is a copy of HEROKU_POSTGRESQL_GOLD_URL now ("*"writable"* ]]
     [ "$(field amber '.info | "\(.role) \(.plan)"')" = "primary dev" ]
-    herd pg:follow amber --of gold --confirm shop --json | jq -se 'length == 1 and (.[0] | .instance == "db.0" and .source == "db.1" and (.dry_run | not))'
+    refuses 2 "--copy-from is not for a fork" pg:fork amber --of gold --copy-from white
+    ends 1 "a copy of db.1 cannot come from db.1: it is no standby" herd pg:follow amber --of gold --copy-from gold --confirm shop
+    herd pg:follow amber --of gold --copy-from white --confirm shop --json |
+        jq -se 'length == 1 and (.[0] | .instance == "db.0" and .source == "db.1" and .copied_from == "db.2" and (.dry_run | not))'
     [ "$(field amber .info.following.primary)" = "$(field gold .address)" ]
     herd pg:unfollow amber --confirm shop --json | jq -e .
     [ "$(field amber .info.role)" = primary ]
