@@ -264,7 +264,14 @@ impl CopyArgs {
                 source = first;
                 Some(Blurb::parse(second, None)?)
             }
-            Some(name) => Some(in_file(name).unwrap_or_else(|| Blurb::parse(&read, Some(name)))?),
+            Some(name) => Some(match in_file(name) {
+                Some(found) => found?,
+                // A blurb that has no names tells of the source alone: then a file was meant.
+                None => Blurb::parse(&read, Some(name))
+                    .ok()
+                    .filter(|found| found.name.is_some())
+                    .ok_or_else(|| Error::NoSuchStandby { wanted: name.to_owned() })?,
+            }),
             None => None,
         };
         let source = Blurb::parse(source, self.from.as_deref())?;

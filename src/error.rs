@@ -507,6 +507,8 @@ pub enum Error {
         /// Why that was refused.
         refused: Option<String>,
     },
+    /// `--copy-from` names neither a file nor an instance of the blurb.
+    NoSuchStandby { wanted: String },
     /// `--copy-from -`, and there is no second blurb.
     OneBlurb,
     /// The standby that a copy was to come from is of no use for that.
@@ -1819,6 +1821,14 @@ impl Error {
                         "end them there, or wait longer; a prepared transaction ends by COMMIT PREPARED or ROLLBACK PREPARED"
                     }
                 },
+            ),
+            Error::NoSuchStandby { wanted } => (
+                Usage,
+                format!(
+                    "--copy-from: {} is no file, and the blurb tells of no such instance",
+                    printable(wanted)
+                ),
+                "give a file with the standby's blurb, or a blurb that tells of both: dotcloud info db",
             ),
             Error::OneBlurb => (
                 Usage,

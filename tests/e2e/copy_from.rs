@@ -1,7 +1,6 @@
 //! `pgmahout enslave --copy-from`: the bytes come from a standby, the following goes to its primary.
 
 use crate::common::*;
-use std::path::PathBuf;
 
 /// A primary, its standby, and an instance that is to become another one.
 fn three(pg: Pg) -> [Host; 3] {
@@ -175,5 +174,21 @@ fn who_is_of_no_use_and_how_it_is_named() {
         "no second blurb came, that of the standby to copy from",
         "it follows the first after a line ---; --copy-from FILE names a file with it",
     );
-    assert!(!third.data.exists(), "{}", PathBuf::from(&third.data).display());
+    // Both in one blurb, by name.
+    let several = |host: &Host, name: &str| {
+        let ports: String =
+            host.blurb().lines().skip(1).map(|line| format!("            {line}\n")).collect();
+        format!("    shop.{name}:\n        ports:\n{ports}")
+    };
+    let both = format!("instances:\n{}{}", several(&primary, "db.0"), several(&standby, "db.1"));
+    let arguments = ["--json", "enslave", "--dry-run", "--from", "db.0", "--copy-from", "db.1"];
+    let planned = third.agent(&arguments).stdin(both).run().json();
+    assert_eq!((&planned["source"], &planned["copied_from"]), (&"db.0".into(), &"db.1".into()), "{planned}");
+    let output = third.agent(&["enslave", "--copy-from", "db.1"]).stdin(primary.blurb()).run();
+    output.fails(
+        2,
+        "--copy-from: db.1 is no file, and the blurb tells of no such instance",
+        "give a file with the standby's blurb, or a blurb that tells of both: dotcloud info db",
+    );
+    assert!(!third.data.exists());
 }
