@@ -257,14 +257,17 @@ impl CopyArgs {
         if self.job {
             job::forget_blurb(context);
         }
-        let mut source = &read[..];
-        let copy_from = match copy_from {
+        let (first, second) = match copy_from {
             Some("-") => {
-                let (first, second) = two_documents(&read).ok_or(Error::OneBlurb)?;
-                source = first;
-                Some(Blurb::parse(second, None)?)
+                two_documents(&read).map(|(first, second)| (first, Some(second))).ok_or(Error::OneBlurb)?
             }
-            Some(name) => Some(match in_file(name) {
+            _ => (&read[..], None),
+        };
+        let source = Blurb::parse(first, self.from.as_deref())?;
+        let copy_from = match (copy_from, second) {
+            (None, _) => None,
+            (_, Some(second)) => Some(Blurb::parse(second, None)?),
+            (Some(name), None) => Some(match in_file(name) {
                 Some(found) => found?,
                 // A blurb that has no names tells of the source alone: then a file was meant.
                 None => Blurb::parse(&read, Some(name))
@@ -272,9 +275,7 @@ impl CopyArgs {
                     .filter(|found| found.name.is_some())
                     .ok_or_else(|| Error::NoSuchStandby { wanted: name.to_owned() })?,
             }),
-            None => None,
         };
-        let source = Blurb::parse(source, self.from.as_deref())?;
         Ok(Sources { source, copy_from, read: Some(read) })
     }
 

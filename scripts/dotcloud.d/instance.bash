@@ -39,7 +39,7 @@ put_environment() {
 # read_texts FILTER [JQ-OPTION...]: what `texts` gives, into the array $texts; it ends with "whole"
 read_texts() {
     mapfile -d '' -t texts < <(query "($1), texts(\"whole\")" -j "${@:2}")
-    [[ ${texts[-1]:-} == whole ]] || die "cannot read $app_directory/app.json; is it damaged?"
+    [[ ${#texts[@]} != 0 && ${texts[-1]} == whole ]] || die "cannot read $app_directory/app.json; is it damaged?"
 }
 
 write_all_environments() {

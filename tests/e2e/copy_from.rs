@@ -46,9 +46,7 @@ fn under_load(pg: Pg) {
     );
     is_whole(&primary, &standby, &third);
     assert_eq!(third.one("SELECT max(n) FROM journal"), acknowledged.to_string());
-    if third.pg.major != 11 {
-        amcheck(&primary, &third);
-    }
+    amcheck(&primary, &third);
 }
 
 #[test]

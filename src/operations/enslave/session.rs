@@ -82,11 +82,7 @@ impl Backup<'_> {
         }
         // The backup's start waits for a checkpoint, which takes as long as the disks need.
         db.run("SET statement_timeout = '1h'")?;
-        // The session sits idle for the whole copy; without it there is no backup.
-        db.rows(
-            "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'",
-            &[],
-        )?;
+        may_sit_idle(db)?;
         let slot = reserve(db)?;
         let held = Held { db, slot, target: target.clone(), progress: context.progress };
         let mut backup = Backup { held, calls, running: true, begin: None };
@@ -126,11 +122,7 @@ impl Held<'_> {
         target: &Target,
         slot: &str,
     ) -> Result<Held<'a>> {
-        // It sits idle for the whole copy.
-        db.rows(
-            "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'",
-            &[],
-        )?;
+        may_sit_idle(db)?;
         let slot = reserve(db, slot)?;
         Ok(Held { db, slot, target: target.clone(), progress: context.progress })
     }
@@ -225,6 +217,12 @@ impl Drop for Held<'_> {
         }
         let _ = self.db.run("SET statement_timeout = '60s'");
     }
+}
+
+/// The session does nothing for the whole copy; without it there is no backup and no slot.
+fn may_sit_idle(db: &mut Db) -> Result<()> {
+    let sql = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'";
+    db.rows(sql, &[]).map(drop)
 }
 
 /// In exclusive mode our own crash leaves the primary in backup mode: end it, if it is ours.
