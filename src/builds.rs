@@ -1,7 +1,7 @@
 //! Owns the finished builds of this instance: `~/postgresql-<VERSION>` with its record, `~/postgresql` that
 //! points to the one in use, and what a build needs of a machine.
 
-use crate::durable::{self, Context};
+use crate::durable::{self, Context, FileSystems};
 use crate::error::{Error, Result};
 use crate::postgres::release::Release;
 use crate::process;
@@ -194,7 +194,7 @@ impl Replaced {
 pub fn install(home: &Path, staged: &Path, record: &Record) -> Result<(Build, Option<Replaced>)> {
     let json = serde_json::to_vec_pretty(record).expect("a record is plain data");
     durable::write(&staged.join(RECORD), &json, 0o644)?;
-    durable::sync_file_system(staged)?;
+    FileSystems::of([staged])?.sync()?;
     let prefix = home.join(directory_name(&record.version));
     let replaced = Replaced::of(home, &record.version);
     let there = prefix.exists();

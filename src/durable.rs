@@ -9,6 +9,8 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Seek, Write};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -78,11 +80,51 @@ pub fn sync_directory(path: &Path) -> Result<()> {
     File::open(path).and_then(|d| d.sync_all()).on("sync", path)
 }
 
-/// Makes everything written to the file system under `path` durable, in one call: one fsync per file
-/// costs seconds for thousands of relations (DESIGN.md). Linux reports earlier write errors here since 5.8.
-pub fn sync_file_system(path: &Path) -> Result<()> {
-    let directory = File::open(path).on("open", path)?;
-    nix::unistd::syncfs(&directory).on("sync the file system of", path)
+/// The file systems that something is written to, each once.
+///
+/// Everything on them becomes durable in one call: one fsync per file costs seconds for thousands of relations
+/// (DESIGN.md). They are opened before the writing begins: Linux (5.8 and later) then reports every write error since,
+/// also one that somebody else's sync has been told of meanwhile.
+#[derive(Default)]
+pub struct FileSystems(Vec<(u64, PathBuf, File)>);
+
+impl FileSystems {
+    /// Those of `paths`, which must exist.
+    pub fn of<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<FileSystems> {
+        let mut found = FileSystems::default();
+        for path in paths {
+            let directory = File::open(path).on("open", path)?;
+            let device = directory.metadata().on("look at", path)?.dev();
+            if !found.0.iter().any(|(known, _, _)| *known == device) {
+                found.0.push((device, path.to_owned(), directory));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes everything that was written to them durable.
+    pub fn sync(&self) -> Result<()> {
+        for (_, path, directory) in &self.0 {
+            nix::unistd::syncfs(directory).on("sync the file system of", path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Lets the disk begin with what was just written, so that the sync at the end finds little left. No promise: it may do
+/// nothing.
+#[allow(unsafe_code, reason = "nix has no sync_file_range")]
+pub fn begin_writing(file: &File, range: Range<u64>) {
+    let length = range.end.saturating_sub(range.start);
+    // SAFETY: a system call with an open descriptor and numbers; it reads and writes no memory of ours.
+    unsafe {
+        nix::libc::sync_file_range(
+            file.as_raw_fd(),
+            range.start as i64,
+            length as i64,
+            nix::libc::SYNC_FILE_RANGE_WRITE,
+        )
+    };
 }
 
 /// Creates a directory and its parents, only for its owner.

@@ -33,6 +33,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const STALL: Duration = Duration::from_secs(60);
 /// One part, of which nobody knows how much has arrived.
 const PART: Duration = Duration::from_secs(600);
+/// After so long, whoever was about to write the same object has done it.
+const SETTLED: Duration = Duration::from_secs(2);
 /// The end of every wait, whatever happens.
 const LONGEST: Duration = Duration::from_secs(1800);
 
@@ -407,8 +409,11 @@ async fn put_new(store: &AmazonS3, path: &Path, bytes: Bytes) -> object_store::R
             Err(_) => return Err(error),
         }
         if unknown {
-            // The service has no such condition: another instance can come between only within this moment.
-            return store.put(path, PutPayload::from_bytes(bytes)).await.map(|_| true);
+            // The service has no such condition: another instance, which saw nothing there either, can write over it
+            // within this moment. It is theirs then, as whoever writes last keeps it.
+            store.put(path, PutPayload::from_bytes(bytes.clone())).await?;
+            tokio::time::sleep(SETTLED).await;
+            return Ok(store.get(path).await?.bytes().await? == bytes);
         }
         if !taken {
             return Err(error);

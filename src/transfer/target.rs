@@ -161,6 +161,9 @@ impl Manner {
     }
 }
 
+/// So many bytes of a part go to the disk at once, while the next part comes.
+const WORTH_WRITING: u64 = 1 << 20;
+
 /// Parts asked for ahead of their arrival, per stream: enough to hide the round trip of a long line,
 /// small enough that the requests fit into the pipes on the way.
 const AHEAD_PARTS: u64 = 2;
@@ -389,6 +392,7 @@ impl Shared<'_> {
     fn receive(&self, stream: &mut Stream, part: &Part, current: &mut Option<Current>) -> Result<()> {
         let end = part.range.offset + part.range.length;
         let mut written_to = part.range.offset;
+        let mut written = 0;
         loop {
             let answer = stream.next(part.range.offset..end)?;
             if let Answer::Done(done) = answer {
@@ -399,6 +403,11 @@ impl Shared<'_> {
                     current.handle.write_all_at(&[0], end - 1).on("write", &self.full_path(part.file)?)?;
                 }
                 self.done(part, done);
+                // Smaller ones are many, and would each be a request of their own to the disk.
+                if written >= WORTH_WRITING {
+                    let current = current.as_ref().expect("it was written to");
+                    durable::begin_writing(&current.handle, part.range.offset..written_to);
+                }
                 return Ok(());
             }
             if current.as_ref().is_none_or(|current| current.file != part.file) {
@@ -408,10 +417,11 @@ impl Shared<'_> {
             match answer {
                 Answer::Data(block) => {
                     self.check_pages(current, block.offset, block.bytes);
-                    let written = current.handle.write_all_at(block.bytes, block.offset);
-                    written.on("write", &self.full_path(part.file)?)?;
+                    let outcome = current.handle.write_all_at(block.bytes, block.offset);
+                    outcome.on("write", &self.full_path(part.file)?)?;
                     let n = block.bytes.len() as u64;
                     written_to = block.offset + n;
+                    written += n;
                     self.written.fetch_add(n, Ordering::Relaxed);
                     if !part.compare {
                         self.progress.add(n);
@@ -420,8 +430,8 @@ impl Shared<'_> {
                 // A file that was made anew has a hole there.
                 Answer::Zero(_, length) if !part.compare => self.progress.add(length),
                 Answer::Zero(offset, length) => {
-                    let written = write_zeroes(&current.handle, offset, length);
-                    written.on("write", &self.full_path(part.file)?)?;
+                    let outcome = write_zeroes(&current.handle, offset, length);
+                    outcome.on("write", &self.full_path(part.file)?)?;
                     self.written.fetch_add(length, Ordering::Relaxed);
                 }
                 Answer::Done(_) => unreachable!("answered above"),

@@ -32,10 +32,15 @@ fn bare(site: &Arc<Site>, name: &str, yml: &[(&str, String)]) -> Host {
 /// A bucket, and a host that has its store there and a key for it.
 fn in_s3(site: &Arc<Site>) -> (S3, Host) {
     let s3 = S3::start(site);
-    s3.create_bucket("shop");
-    let host = bare(site, "db.0", &s3.yml("shop", "prod/backups"));
-    key(&host);
+    let host = with_bucket(site, "db.0", &s3);
     (s3, host)
+}
+
+fn with_bucket(site: &Arc<Site>, name: &str, s3: &S3) -> Host {
+    s3.create_bucket("shop");
+    let host = bare(site, name, &s3.yml("shop", "prod/backups"));
+    key(&host);
+    host
 }
 
 fn key(host: &Host) {
@@ -241,8 +246,9 @@ fn a_backup_goes_into_a_directory_and_comes_back() {
 fn two_with_the_same_number() {
     let site = Site::new();
     let (_s3, host) = in_s3(&site);
-    let local = bare(&site, "db.1", &[]);
-    for host in [&host, &local] {
+    let unconditional = S3::start_unconditional(&site);
+    let (local, other) = (bare(&site, "db.1", &[]), with_bucket(&site, "db.2", &unconditional));
+    for host in [&host, &local, &other] {
         let here = instance(host, &[]);
         std::thread::scope(|scope| {
             for n in 0..4 {
@@ -252,7 +258,7 @@ fn two_with_the_same_number() {
         });
         let mut ids = listed(&here);
         ids.sort();
-        assert_eq!(ids, ["b001", "b002", "b003", "b004"]);
+        assert_eq!(ids, ["b001", "b002", "b003", "b004"], "of {}", host.name);
         let store = store::open(&here).unwrap();
         let mut files: Vec<String> =
             ids.iter().map(|name| catalog::find(&*store, id(name)).unwrap().manifest.file).collect();

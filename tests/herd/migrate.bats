@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2016,SC2030,SC2031,SC2034,SC2094,SC2153,SC2154
 # herd pg:migrate with a real app on the local platform: the whole way and back, what is refused, Ctrl-C at each step, and
-# a platform that fails. What a kill leaves is in migrate_resume.bats and migrate_rollback.bats.
+# a platform that fails. What a kill leaves is in migrate_killed.bats.
 
 load migration
 
@@ -58,7 +58,7 @@ changes_made() {
     releases=$(release)
     record --from DATABASE_URL --to SILVER
     moved
-    # In these steps and no others; migrate_resume and migrate_rollback kill it at each
+    # In these steps and no others; migrate_killed.bats kills it at each
     diff - <(changes_made) <<'END'
 run:lock
 maintenance:on

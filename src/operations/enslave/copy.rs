@@ -13,7 +13,7 @@ use super::place::{LOST_AND_FOUND, Layout, Place, list, mark, outside};
 use super::reuse::Manifest;
 use super::session::{Backup, Held};
 use super::there::There;
-use crate::durable::{self, Context as _};
+use crate::durable::{self, Context as _, FileSystems};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::layout::Service;
@@ -32,7 +32,7 @@ use crate::transfer::stream::{Stream, Wishes};
 use crate::transfer::target::{self, Copied, Manner, Roots, Work};
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -144,6 +144,7 @@ fn copy_into(
             verify_since: verify_since(control, backup.begin, settings),
             rate: rate_of_each(settings),
         };
+        let disks = file_systems(root, layout)?;
         progress.begin_bytes(if layout.reuse { "compare" } else { "copy" }, work.bytes);
         let copied = copy_all(stream, &mut streams, &work, &roots, manner, progress);
         progress.end();
@@ -172,7 +173,7 @@ fn copy_into(
         }
         keep_own_files(context, layout, root, version, &primary, slot)?;
         progress.step("syncing to disk");
-        sync(root, layout)?;
+        disks.sync()?;
         // As late as can be: a slot that lasts, for a copy that is not there yet, would be nobody's.
         match &mut held {
             Some(held) => held.keep()?,
@@ -497,17 +498,9 @@ pub fn own_port(instance: &Instance) -> Option<String> {
     own.then(|| instance.port().to_string())
 }
 
-/// Makes a copy durable.
-pub fn sync(root: &Path, layout: &Layout) -> Result<()> {
-    let mut seen = Vec::new();
-    let wal: Vec<_> =
-        ["pg_wal", "pg_xlog"].map(|name| root.join(name)).into_iter().filter(|path| path.exists()).collect();
-    for path in [root].into_iter().chain(outside(layout).chain(&wal).map(PathBuf::as_path)) {
-        let device = fs::metadata(path).on("look at", path)?.dev();
-        if !seen.contains(&device) {
-            durable::sync_file_system(path)?;
-            seen.push(device);
-        }
-    }
-    Ok(())
+/// Where a copy is written to, once its directories are there.
+pub fn file_systems(root: &Path, layout: &Layout) -> Result<FileSystems> {
+    let wal = ["pg_wal", "pg_xlog"].map(|name| root.join(name)).into_iter().filter(|path| path.exists());
+    let wal: Vec<_> = wal.collect();
+    FileSystems::of([root].into_iter().chain(outside(layout).chain(&wal).map(PathBuf::as_path)))
 }

@@ -1,4 +1,6 @@
-//! A real S3 server on loopback: moto, which scripts/bootstrap --tests installs.
+//! A real S3 server on loopback: moto, which scripts/bootstrap --tests installs. In one thing it is helped: S3
+//! decides "only if there is none" and stores in one step; moto looks first and stores then, and of two requests at
+//! the same time both can be told that they were the first.
 
 use super::agent::Run;
 use super::site::{Site, free_port, until};
@@ -16,6 +18,31 @@ pub struct S3 {
 pub const KEY: &str = "AKIAIOSFODNN7EXAMPLE";
 pub const SECRET: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
 
+/// moto_server, with one request after the other where a condition is to be kept.
+const SERVER: &str = r#"
+import os
+import threading
+import moto.server
+
+lock = threading.Lock()
+run = moto.server.run_simple
+
+def in_turn(application):
+    def serve(environ, start_response):
+        if environ["REQUEST_METHOD"] == "PUT" and "HTTP_IF_NONE_MATCH" in environ:
+            if "UNCONDITIONAL" in os.environ:
+                start_response("501 Not Implemented", [("Content-Type", "application/xml")])
+                return [b"<Error><Code>NotImplemented</Code><Message>no If-None-Match here</Message></Error>"]
+            with lock:
+                return application(environ, start_response)
+        return application(environ, start_response)
+    return serve
+
+moto.server.run_simple = lambda host, port, application, **more: run(host, port, in_turn(application), **more)
+moto.server.main()
+"#;
+
+/// Python with moto.
 fn program() -> PathBuf {
     let cache = std::env::var_os("PGMAHOUT_MOTO").map(PathBuf::from).unwrap_or_else(|| {
         if nix::unistd::geteuid().is_root() {
@@ -24,7 +51,7 @@ fn program() -> PathBuf {
         let home = PathBuf::from(std::env::var_os("HOME").expect("HOME"));
         std::env::var_os("XDG_CACHE_HOME").map_or(home.join(".cache"), PathBuf::from).join("pgmahout/moto")
     });
-    let program = cache.join("bin/moto_server");
+    let program = cache.join("bin/python");
     assert!(program.exists(), "no S3 server in {}: run scripts/bootstrap --tests", cache.display());
     program
 }
@@ -34,12 +61,22 @@ impl S3 {
         S3::start_at(site, free_port())
     }
 
+    /// One that knows no "only if there is none", as older services of this kind.
+    pub fn start_unconditional(site: &Site) -> S3 {
+        S3::run(site, free_port(), &[("UNCONDITIONAL", "yes")])
+    }
+
     /// On a port that is known before, such as that of one that was ended.
     pub fn start_at(site: &Site, port: u16) -> S3 {
+        S3::run(site, port, &[])
+    }
+
+    fn run(site: &Site, port: u16, environment: &[(&str, &str)]) -> S3 {
         let log = site.directory.join(format!("s3-{port}.log"));
         let output = std::fs::File::create(&log).unwrap();
         let child = Command::new(program())
-            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .envs(environment.iter().copied())
+            .args(["-c", SERVER, "-H", "127.0.0.1", "-p", &port.to_string()])
             // So that a killed test run's server is found by its working directory.
             .current_dir(&site.directory)
             .stdin(Stdio::null())

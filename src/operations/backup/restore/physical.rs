@@ -12,7 +12,7 @@ use super::super::super::enslave::plan::{Action, Fate, Plan};
 use super::super::super::enslave::{copy, here};
 use super::super::super::{Context, credentials, fork, job, promote, standby};
 use crate::backups::manifest::{BackupId, Manifest};
-use crate::durable::{self, Context as _};
+use crate::durable::{self, Context as _, FileSystems};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::layout;
@@ -297,10 +297,7 @@ impl Unpacking<'_> {
             tablespaces.insert(*oid, place);
         }
         let timeline = newest_timeline(&root.join(version.wal_directory()), &control)?;
-        durable::sync_file_system(root)?;
-        for place in tablespaces.values() {
-            durable::sync_file_system(place)?;
-        }
+        FileSystems::of([root].into_iter().chain(tablespaces.values().map(PathBuf::as_path)))?.sync()?;
         durable::write(&root.join("global/pg_control"), &bytes, 0o600)?;
         Ok(Extracted { version, control, timeline, files: self.files, bytes: self.bytes, tablespaces })
     }
@@ -676,7 +673,7 @@ fn make(
             point(root, *oid, &layout.data.join(relative))?;
         }
     }
-    copy::sync(root, layout)?;
+    copy::file_systems(root, layout)?.sync()?;
     let path = root.join("global/pg_control");
     let control = ControlFile::parse(&fs::read(&path).on("read", &path)?)?;
     if !control.state.is_clean() || control.timeline <= extracted.timeline {
