@@ -187,6 +187,9 @@ struct EnslaveArgs {
     /// The plan
     #[arg(long, value_enum, default_value_t = PlanArg::Auto)]
     plan: PlanArg,
+    /// A delta compares every block, also those of which the WAL of both sides says that they are the same
+    #[arg(long)]
+    paranoid: bool,
     /// Seconds that the new standby may take until it streams [default: 120]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
@@ -830,6 +833,11 @@ fn fork_text(report: &fork::Report) -> String {
 fn copied_text(copied: &Copied) -> String {
     let (bytes, files) = (bytes_text(copied.bytes), copied.files);
     match copied.compared {
+        true if copied.known_by.is_some() => format!(
+            "{bytes} in {files} files, of which the WAL named {} to be compared, {} copied",
+            bytes_text(copied.bytes.saturating_sub(copied.passed_over_bytes)),
+            bytes_text(copied.written_bytes)
+        ),
         true => format!("{bytes} in {files} files compared, {} copied", bytes_text(copied.written_bytes)),
         false => format!("{bytes} in {files} files copied"),
     }
@@ -849,9 +857,10 @@ fn run_enslave(context: Context, args: EnslaveArgs, json: bool) -> Result<()> {
         PlanArg::Delta => Wanted::Delta,
         PlanArg::Full => Wanted::Full,
     };
-    let (cascade, copy_from) = (args.cascade, args.copy_from);
-    let run =
-        |blurb: &Blurb, copy| enslave::run(context, blurb, &enslave::Options { cascade, wanted, ..copy });
+    let (cascade, paranoid, copy_from) = (args.cascade, args.paranoid, args.copy_from);
+    let run = |blurb: &Blurb, copy| {
+        enslave::run(context, blurb, &enslave::Options { cascade, wanted, paranoid, ..copy })
+    };
     let summary = |report: &enslave::Report| (report.source.clone(), report.plan.loses.clone());
     let Some(report) = copy(context, "enslave", args.copy, copy_from, json, run, summary)? else {
         return Ok(());

@@ -78,6 +78,8 @@ pub struct ControlFile {
     pub min_recovery_timeline: Option<Timeline>,
     /// A restored base backup is being recovered from here and has not reached its end; else zero.
     pub backup_start_point: Lsn,
+    /// Hints are in the WAL, as they are with checksums. A primary's own setting.
+    pub wal_log_hints: bool,
     /// Settings of the primary that wrote the WAL: a standby's must not be lower.
     pub standby_minimums: Vec<(&'static str, u32)>,
     /// Of data pages; 8192 unless built otherwise.
@@ -150,9 +152,7 @@ impl ControlFile {
         fields.u64()?; // backupEndPoint
         fields.bool()?; // backupEndRequired
         fields.u32()?; // wal_level
-        if since(V9_4) {
-            fields.bool()?; // wal_log_hints
-        }
+        let wal_log_hints = since(V9_4) && fields.bool()?;
         let mut standby_minimums = vec![("max_connections", fields.u32()?)];
         if since(V9_4) {
             standby_minimums.push(("max_worker_processes", fields.u32()?));
@@ -234,6 +234,7 @@ impl ControlFile {
             min_recovery_point,
             min_recovery_timeline: (min_recovery_timeline != 0).then_some(Timeline(min_recovery_timeline)),
             backup_start_point,
+            wal_log_hints,
             standby_minimums,
             block_size,
             segment_blocks,
@@ -330,6 +331,7 @@ mod tests {
                 min_recovery_point: Lsn::ZERO,
                 min_recovery_timeline: None,
                 backup_start_point: Lsn::ZERO,
+                wal_log_hints: false,
                 standby_minimums: minimums(control_version),
                 block_size: 8192,
                 segment_blocks: 131_072,

@@ -2,6 +2,7 @@
 //! stands in its files, and which SQL it wants.
 pub mod archive;
 pub mod backup;
+pub mod changes;
 pub mod control;
 pub mod files;
 pub mod log;

@@ -5,11 +5,14 @@
 //! taken for an empty one. Pages are fetched through a closure, and records are checked against their
 //! CRC while they pass by, so that memory stays below [`KEPT`] plus one page whatever a length says.
 
-use super::wal::{Lsn, SystemId, Timeline, is_segment_size};
+use super::wal::{Lsn, SystemId, Timeline, is_segment_size, segment_name};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use std::fmt;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 /// Bytes of a WAL page. Servers built with another `--with-wal-blocksize` are not read.
 pub const PAGE_SIZE: usize = 8192;
@@ -41,6 +44,8 @@ const MAGIC_15: u16 = 0xD110;
 
 const RM_XLOG: u8 = 0;
 const RM_XACT: u8 = 1;
+const XLOG_CHECKPOINT_SHUTDOWN: u8 = 0x00;
+const XLOG_CHECKPOINT_ONLINE: u8 = 0x10;
 const XLOG_SWITCH: u8 = 0x40;
 const XACT_OPERATION: u8 = 0x70;
 const XACT_COMMIT: u8 = 0x00;
@@ -111,6 +116,14 @@ impl WalRecord {
         self.rmid == RM_XLOG && self.info & 0xF0 == XLOG_SWITCH
     }
 
+    /// Where replay from this checkpoint begins; `None` when it is none.
+    pub fn checkpoint_redo(&self) -> Option<Lsn> {
+        let is_checkpoint = self.rmid == RM_XLOG
+            && matches!(self.info & 0xF0, XLOG_CHECKPOINT_SHUTDOWN | XLOG_CHECKPOINT_ONLINE);
+        let data = if is_checkpoint { self.main_data()? } else { return None };
+        Some(Lsn(u64_at(data.get(..8)?, 0)))
+    }
+
     /// Whether it commits a transaction, `COMMIT PREPARED` included.
     pub fn is_commit(&self) -> bool {
         self.rmid == RM_XACT && matches!(self.info & XACT_OPERATION, XACT_COMMIT | XACT_COMMIT_PREPARED)
@@ -135,36 +148,56 @@ impl WalRecord {
         self.body.get(start..)
     }
 
-    /// Walks the headers in front of the data (`DecodeXLogRecord`).
     fn main_data_length(&self) -> Option<u32> {
+        self.walk(|_, _, _, _, _| ()).filter(|length| *length > 0)
+    }
+
+    /// Gives each block that the record refers to: fork, tablespace, database, file number, block. `None` when its
+    /// headers cannot be read to their end.
+    pub fn each_block(&self, give: impl FnMut(u8, u32, u32, u32, u32)) -> Option<()> {
+        self.walk(give).map(drop)
+    }
+
+    /// Walks the headers in front of the data (`DecodeXLogRecord`), and gives the length of the main data.
+    fn walk(&self, mut give: impl FnMut(u8, u32, u32, u32, u32)) -> Option<u32> {
         let mut rest = Bytes(&self.body);
+        // Whatever is behind the headers.
+        let mut data = 0u64;
+        let mut relation = None;
         loop {
+            if rest.0.len() as u64 + u64::from(self.total_len - RECORD_HEADER) - self.body.len() as u64
+                == data
+            {
+                // No main data: the headers end where the data of the blocks begins.
+                return Some(0);
+            }
             match rest.u8()? {
                 255 => return rest.u8().map(u32::from),
                 254 => return rest.u32(),
                 253 => rest.skip(2)?, // replication origin
                 252 => rest.skip(4)?, // top-level transaction
-                0..=32 => self.skip_block_header(&mut rest)?,
+                0..=32 => {
+                    let fork_flags = rest.u8()?;
+                    data += u64::from(rest.u16()?);
+                    if fork_flags & 0x10 != 0 {
+                        data += u64::from(rest.u16()?); // of the image
+                        rest.skip(2)?;
+                        let image = rest.u8()?;
+                        let compressed = if self.magic < MAGIC_15 { 0x02 } else { 0x1C };
+                        if image & compressed != 0 && image & 0x01 != 0 {
+                            rest.skip(2)?; // length of the hole
+                        }
+                    }
+                    if fork_flags & 0x80 == 0 {
+                        relation = Some((rest.u32()?, rest.u32()?, rest.u32()?));
+                    }
+                    // Without one of its own it is that of the block before.
+                    let (tablespace, database, number) = relation?;
+                    give(fork_flags & 0x0F, tablespace, database, number, rest.u32()?);
+                }
                 _ => return None,
             }
         }
-    }
-
-    fn skip_block_header(&self, rest: &mut Bytes<'_>) -> Option<()> {
-        let fork_flags = rest.u8()?;
-        rest.skip(2)?;
-        if fork_flags & 0x10 != 0 {
-            rest.skip(4)?;
-            let image = rest.u8()?;
-            let compressed = if self.magic < MAGIC_15 { 0x02 } else { 0x1C };
-            if image & compressed != 0 && image & 0x01 != 0 {
-                rest.skip(2)?; // length of the hole
-            }
-        }
-        if fork_flags & 0x80 == 0 {
-            rest.skip(12)?; // another relation than the block before
-        }
-        rest.skip(4)
     }
 }
 
@@ -179,6 +212,11 @@ impl Bytes<'_> {
     fn u8(&mut self) -> Option<u8> {
         let value = *self.0.first()?;
         self.skip(1)?;
+        Some(value)
+    }
+    fn u16(&mut self) -> Option<u16> {
+        let value = u16_at(self.0.get(..2)?, 0);
+        self.skip(2)?;
         Some(value)
     }
     fn u32(&mut self) -> Option<u32> {
@@ -223,6 +261,48 @@ impl fmt::Display for EndOfWal {
     }
 }
 
+/// The pages of the segments in a directory.
+pub struct Pages {
+    directory: PathBuf,
+    timeline: Timeline,
+    /// Bytes of a segment.
+    pub segment_size: u32,
+    opened: Option<(Lsn, File)>,
+}
+
+impl Pages {
+    /// Those of `pg_wal`, up to this timeline.
+    pub fn of(directory: &Path, timeline: Timeline, segment_size: u32) -> Pages {
+        Pages { directory: directory.to_owned(), timeline, segment_size, opened: None }
+    }
+
+    /// The page that begins there; `None` where its segment is not.
+    pub fn get(&mut self, at: Lsn) -> io::Result<Option<Page>> {
+        let mut page = [0; PAGE_SIZE];
+        match self.read(at, &mut page) {
+            Ok(()) => Ok(Some(page)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The bytes from there on, within one segment.
+    pub fn read(&mut self, at: Lsn, bytes: &mut [u8]) -> io::Result<()> {
+        let segment = at.floor(self.segment_size.into());
+        if self.opened.as_ref().is_none_or(|(of, _)| *of != segment) {
+            // Behind a switch the segment may exist on both timelines; the newer one holds both parts.
+            let open = |timeline| {
+                let name = segment_name(Timeline(timeline), segment, self.segment_size);
+                File::open(self.directory.join(name)).ok()
+            };
+            let file = (1..=self.timeline.0).rev().find_map(open).ok_or(io::ErrorKind::NotFound)?;
+            self.opened = Some((segment, file));
+        }
+        let (_, file) = self.opened.as_ref().expect("opened above");
+        file.read_exact_at(bytes, at.0 - segment.0)
+    }
+}
+
 /// How reading one record can end without one.
 enum Halt {
     End(EndOfWal),
@@ -258,6 +338,29 @@ pub struct WalReader<F> {
     previous: Option<Lsn>,
     ended: Option<EndOfWal>,
     failed: bool,
+}
+
+/// A reader of a directory's segments.
+pub type DirectoryReader = WalReader<Box<dyn FnMut(Lsn) -> io::Result<Option<Page>>>>;
+
+impl DirectoryReader {
+    /// As [`WalReader::new`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_pages(start: Lsn, mut pages: Pages) -> Result<DirectoryReader> {
+        let (timeline, size) = (pages.timeline, pages.segment_size);
+        WalReader::new(start, timeline, size, Box::new(move |at| pages.get(at)))
+    }
+
+    /// As [`WalReader::searching`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn searching_pages(start: Lsn, mut pages: Pages) -> Result<DirectoryReader> {
+        let (timeline, size) = (pages.timeline, pages.segment_size);
+        WalReader::searching(start, timeline, size, Box::new(move |at| pages.get(at)))
+    }
 }
 
 impl<F: FnMut(Lsn) -> io::Result<Option<Page>>> WalReader<F> {
@@ -298,6 +401,12 @@ impl<F: FnMut(Lsn) -> io::Result<Option<Page>>> WalReader<F> {
         let mut reader = Self::new(start.floor(PAGE), timeline, segment_size, fetch)?;
         reader.searching = true;
         Ok(reader)
+    }
+
+    /// Whether there is WAL of this place behind the end: the next page is no recycled one.
+    pub fn goes_on(&mut self) -> io::Result<bool> {
+        let next = Lsn(self.next.floor(PAGE).0 + PAGE);
+        Ok((self.fetch)(next)?.is_some_and(|page| u64_at(&page, 8) == next.0))
     }
 
     /// The end of the last valid record: once the iterator has ended, the end of the WAL. The start

@@ -279,6 +279,11 @@ impl PgVersion {
         self.since(130_000)
     }
 
+    /// `summarize_wal`, and the functions that show the summaries (17).
+    pub const fn summarizes_wal(self) -> bool {
+        self.since(170_000)
+    }
+
     /// `wal_keep_size` in megabytes (13); before, `wal_keep_segments`.
     pub const fn has_wal_keep_size(self) -> bool {
         self.since(130_000)

@@ -233,6 +233,11 @@ impl History {
         }
     }
 
+    /// Where this history left one of its ancestors.
+    pub fn left_at(&self, timeline: Timeline) -> Option<Lsn> {
+        self.entries.iter().find(|entry| entry.timeline == timeline).map(|entry| entry.switch)
+    }
+
     /// The timeline that holds `lsn` in this history. A switch point itself belongs to the timeline
     /// that begins there.
     pub fn timeline_at(&self, lsn: Lsn) -> Timeline {

@@ -1,6 +1,7 @@
 //! Owns the frames: a kind, a bounded length, a payload. Both ends are the same build (the agent is
 //! uploaded when it differs), so there is one version and it is checked.
 
+use crate::postgres::changes::{Change, Relation};
 use serde::{Deserialize, Serialize};
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::str::FromStr;
@@ -28,8 +29,13 @@ pub enum Kind {
     Read = b'R',
     /// A [`Compare`]; answered as a read is, but only with the blocks that differ.
     Compare = b'C',
+    /// JSON [`Stretch`]; answered by [`Kind::Changed`] frames and an [`Kind::End`], whose payload says why the changes
+    /// cannot be known, and is empty when they are.
+    Changes = b'W',
     /// JSON [`FactsAnswer`].
     Facts = b'f',
+    /// Some changes, each of [`CHANGE_SIZE`] bytes.
+    Changed = b'w',
     /// One [`Entry`].
     Entry = b'e',
     /// The manifest is complete.
@@ -49,7 +55,7 @@ pub enum Kind {
 impl Kind {
     fn of(byte: u8) -> Result<Kind> {
         use Kind::*;
-        [Open, List, Read, Compare, Facts, Entry, End, Data, Zero, Done, Alive, Failed]
+        [Open, List, Read, Compare, Changes, Facts, Changed, Entry, End, Data, Zero, Done, Alive, Failed]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
             .ok_or_else(|| bad(format!("a frame of unknown kind {byte:#04x}")))
@@ -326,6 +332,37 @@ impl Compare {
     }
 }
 
+/// Of an encoded [`Change`]: its kind, three numbers of a relation, a block.
+pub const CHANGE_SIZE: usize = 17;
+
+/// As a part of a payload.
+pub fn encode_change(change: Change) -> [u8; CHANGE_SIZE] {
+    let (kind, relation, block) = match change {
+        Change::Block(relation, block) => (0, relation, block),
+        Change::From(relation, block) => (1, relation, block),
+        Change::Database(database) => (2, Relation { tablespace: 0, database, number: 0 }, 0),
+    };
+    let mut out = [kind; CHANGE_SIZE];
+    let numbers = [relation.tablespace, relation.database, relation.number, block];
+    for (part, number) in out[1..].chunks_exact_mut(4).zip(numbers) {
+        part.copy_from_slice(&number.to_le_bytes());
+    }
+    out
+}
+
+/// From a part of a payload.
+pub fn decode_change(fields: &mut Fields) -> Result<Change> {
+    let kind = fields.take(1)?[0];
+    let relation = Relation { tablespace: fields.u32()?, database: fields.u32()?, number: fields.u32()? };
+    let block = fields.u32()?;
+    match kind {
+        0 => Ok(Change::Block(relation, block)),
+        1 => Ok(Change::From(relation, block)),
+        2 => Ok(Change::Database(relation.database)),
+        _ => Err(bad("a change of unknown kind")),
+    }
+}
+
 impl Done {
     /// Its payload.
     pub fn encode(self) -> Vec<u8> {
@@ -400,6 +437,13 @@ mod tests {
         for done in [Done::Whole, Done::Short(1 << 40), Done::Gone] {
             assert_eq!(Done::decode(&done.encode()).unwrap(), done);
         }
+        let relation = Relation { tablespace: 1663, database: 5, number: 16384 };
+        for change in [Change::Block(relation, u32::MAX - 1), Change::From(relation, 7), Change::Database(5)]
+        {
+            assert_eq!(decode_change(&mut Fields(&encode_change(change))).unwrap(), change);
+        }
+        assert!(decode_change(&mut Fields(&[3; CHANGE_SIZE])).is_err());
+        assert!(decode_change(&mut Fields(&[0; CHANGE_SIZE - 1])).is_err());
         assert!(Compare::decode(&compare.encode()[..20]).is_err());
         assert!(
             Done::decode(&[1, 0]).is_err() && Done::decode(&[0, 0]).is_err() && Done::decode(&[]).is_err()

@@ -5,6 +5,7 @@ use super::blocks::{self, HASHED, Piece, Reader};
 use super::coding::Encoder;
 use super::protocol::*;
 use super::walk::{self, Found, Walk, named};
+use crate::postgres::changes::{Changes, Stretch};
 use crate::postgres::version::PgVersion;
 use base64::Engine;
 use std::collections::HashSet;
@@ -24,6 +25,7 @@ pub fn serve(mut from: impl Read, mut to: impl Write) -> Result<()> {
         let outcome = match (kind, &mut source) {
             (Kind::Open, _) => open(&payload, &mut to).map(|opened| source = Some(opened)),
             (Kind::List, Some(source)) => source.list(&payload, &mut to),
+            (Kind::Changes, Some(source)) => source.changes(&payload, &mut to),
             (Kind::Read, Some(source)) => {
                 ReadRange::decode(&payload).and_then(|range| source.send(&range, None, &mut to))
             }
@@ -204,6 +206,35 @@ impl Source {
                 write_frame(to, Kind::Entry, &entry.encode())?;
             }
         }
+        write_frame(to, Kind::End, &[])
+    }
+
+    fn changes(&self, payload: &[u8], to: &mut impl Write) -> Result<()> {
+        let stretch: Stretch = serde_json::from_slice(payload).map_err(bad)?;
+        let version = PgVersion::from_num(stretch.version);
+        let directory = self.data.join(version.wal_directory());
+        let mut pulse = Pulse(Instant::now());
+        let read = match Changes::new(version) {
+            Ok(mut changes) => stretch
+                .read(&directory, &mut changes, || pulse.beat(to))
+                .map_err(|e| named(&directory, e))?
+                .map(|_| changes),
+            Err(why) => Err(why),
+        };
+        let changes = match read {
+            Ok(changes) => changes,
+            Err(why) => return write_frame(to, Kind::End, why.as_bytes()),
+        };
+        let mut frame = Vec::new();
+        changes.each(|change| {
+            frame.extend(encode_change(change));
+            if frame.len() + CHANGE_SIZE > BLOCK {
+                write_frame(to, Kind::Changed, &frame)?;
+                frame.clear();
+            }
+            Ok::<_, std::io::Error>(())
+        })?;
+        write_frame(to, Kind::Changed, &frame)?;
         write_frame(to, Kind::End, &[])
     }
 

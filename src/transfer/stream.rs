@@ -4,6 +4,7 @@ use super::coding::{Block, Decoder};
 use super::protocol::*;
 use super::source::check_relative;
 use crate::error::{Error, Result};
+use crate::postgres::changes::{Changes, Stretch};
 use crate::postgres::files::OWN_PREFIX;
 use crate::process::check_interrupt;
 use crate::ssh::{Remote, RemoteProcess};
@@ -219,6 +220,33 @@ impl Stream {
                     each(entry.map_err(|e| self.broken(e))?)?;
                 }
                 Kind::End => return Ok(()),
+                kind => return Err(self.unexpected(kind)),
+            }
+        }
+    }
+
+    /// Adds what a stretch of the WAL there changes. The error of the inside says why that cannot be known.
+    pub fn changes(
+        &mut self,
+        stretch: &Stretch,
+        changes: &mut Changes,
+    ) -> Result<std::result::Result<(), String>> {
+        self.ask(Kind::Changes, &serde_json::to_vec(stretch).expect("plain data"))?;
+        let mut outcome = Ok(());
+        loop {
+            match self.answer()? {
+                Kind::Changed => {
+                    let mut fields = Fields(&self.payload);
+                    while !fields.0.is_empty() {
+                        let change = decode_change(&mut fields).map_err(|e| self.broken(e))?;
+                        outcome = outcome.and_then(|()| changes.add(change));
+                    }
+                }
+                Kind::End if self.payload.is_empty() => return Ok(outcome),
+                Kind::End => {
+                    let why = String::from_utf8_lossy(&self.payload);
+                    return Ok(Err(why.chars().filter(|c| !c.is_control()).take(200).collect()));
+                }
                 kind => return Err(self.unexpected(kind)),
             }
         }

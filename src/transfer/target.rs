@@ -5,6 +5,7 @@ use super::protocol::*;
 use super::stream::{Answer, Stream};
 use crate::durable::{self, Context};
 use crate::error::{Error, Result};
+use crate::postgres::changes::{Changes, Touched};
 use crate::postgres::files::relation_of;
 use crate::postgres::page::{self, PAGE, PAGES_PER_SEGMENT};
 use crate::postgres::wal::Lsn;
@@ -14,6 +15,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -123,6 +125,12 @@ pub struct Copied {
     pub bytes: u64,
     /// It was compared with what was here.
     pub compared: bool,
+    /// Bytes that were not even compared, for the WAL says that they have not changed.
+    pub passed_over_bytes: u64,
+    /// What said so: `wal`, or `summaries` of it; none where everything was compared.
+    pub known_by: Option<&'static str>,
+    /// Why everything was compared.
+    pub not_known: Option<String>,
     /// Bytes that were written here: all, or those of the blocks that differed.
     pub written_bytes: u64,
     /// Bytes received, as SSH delivered them (compressed).
@@ -183,11 +191,15 @@ pub fn make_directory(path: &Path, mode: u32) -> Result<()> {
 /// stays is, by its hash, the one that the source had when it read it, which was after the backup's start, as it is for
 /// a block that is sent. So what is here in the end could as well have been copied whole, and replay from the backup's
 /// start makes it consistent in the same way.
+///
+/// Of files that are here, only what `known` names is compared, if it is given: it says what can differ between what is
+/// here and what was there when the backup began.
 pub fn copy(
     streams: &mut [&mut Stream],
     work: &Work,
     roots: &Roots,
     manner: Manner,
+    known: Option<&Changes>,
     progress: &Progress,
 ) -> Result<Copied> {
     let wire = |streams: &[&mut Stream]| {
@@ -198,12 +210,14 @@ pub fn copy(
         work,
         roots,
         manner,
+        known,
         progress,
         seed: random(),
         next: Mutex::new(Cursor::default()),
         stop: AtomicBool::new(false),
         first_error: Mutex::new(None),
         written: AtomicU64::new(0),
+        passed_over: AtomicU64::new(0),
         ends: Mutex::new(BTreeMap::new()),
         suspects: Mutex::new(Vec::new()),
         more_suspects: AtomicU64::new(0),
@@ -231,6 +245,9 @@ pub fn copy(
         files: work.files() as u64,
         bytes: work.bytes,
         compared: manner.compare,
+        passed_over_bytes: shared.passed_over.into_inner(),
+        known_by: None,
+        not_known: None,
         written_bytes: shared.written.into_inner(),
         wire_bytes: after.0 - before.0,
         sent_bytes: after.1 - before.1,
@@ -249,8 +266,10 @@ fn random() -> u64 {
 /// The next part that nobody has taken.
 #[derive(Default)]
 struct Cursor {
-    file: u32,
-    offset: u64,
+    /// The file after the one that parts are taken of.
+    next_file: u32,
+    /// What is left of the file, the last range first.
+    left: Vec<Range<u64>>,
     /// The file has something to be compared with.
     compare: bool,
 }
@@ -267,12 +286,15 @@ struct Shared<'a> {
     work: &'a Work,
     roots: &'a Roots,
     manner: Manner,
+    known: Option<&'a Changes>,
     progress: &'a Progress,
     seed: u64,
     next: Mutex<Cursor>,
     stop: AtomicBool,
     first_error: Mutex<Option<Error>>,
     written: AtomicU64,
+    /// Bytes that are known to be as they are there.
+    passed_over: AtomicU64,
     /// Files that were shorter on the source than its manifest said: how long; none for those that are gone.
     ends: Mutex<BTreeMap<u32, Option<u64>>>,
     /// Pages whose checksum is wrong: file and offset.
@@ -324,27 +346,51 @@ impl Shared<'_> {
 
     fn next_part(&self) -> Result<Option<Part>> {
         let mut next = self.next.lock().expect("no panic in a worker");
-        let file = next.file;
-        if file as usize >= self.work.files() {
-            return Ok(None);
+        loop {
+            let Some(range) = next.left.last_mut() else {
+                if next.next_file as usize >= self.work.files() {
+                    return Ok(None);
+                }
+                self.begin_file(&mut next)?;
+                continue;
+            };
+            let (offset, length) = (range.start, (range.end - range.start).min(self.manner.part()));
+            range.start += length;
+            if range.is_empty() {
+                next.left.pop();
+            }
+            let file = next.next_file - 1;
+            let (root, path) = self.work.path(file);
+            let range = ReadRange { root, path, offset, length };
+            return Ok(Some(Part { file, range, compare: next.compare }));
         }
-        let (root, path) = self.work.path(file);
-        let size = self.work.size(file);
-        if next.offset == 0 {
-            next.compare = self.manner.compare && self.make_comparable(root, &path, size)?;
-        }
-        let offset = next.offset;
-        let length = (size - offset).min(self.manner.part());
-        let compare = next.compare;
-        next.offset += length;
-        if next.offset >= size {
-            (next.file, next.offset) = (file + 1, 0);
-        }
-        Ok(Some(Part { file, range: ReadRange { root, path, offset, length }, compare }))
     }
 
-    /// True when the file is here and not empty; it has the size of the source's then.
-    fn make_comparable(&self, root: u32, relative: &str, size: u64) -> Result<bool> {
+    /// Finds what has to be looked at of the next file.
+    fn begin_file(&self, next: &mut Cursor) -> Result<()> {
+        let file = next.next_file;
+        next.next_file += 1;
+        let (root, path) = self.work.path(file);
+        let size = self.work.size(file);
+        let found = if self.manner.compare { self.make_comparable(root, &path, size)? } else { None };
+        next.compare = found.is_some();
+        let touched = self.known.map_or(Touched::Unknown, |known| known.of_file(&in_data(root, &path)));
+        next.left = match (found, touched) {
+            (Some(found), Touched::Only(ranges)) => {
+                let wanted = to_be_compared(ranges, found, size);
+                let passed_over = size - wanted.iter().map(|range| range.end - range.start).sum::<u64>();
+                self.passed_over.fetch_add(passed_over, Ordering::Relaxed);
+                self.progress.add(passed_over);
+                wanted
+            }
+            _ => vec![0..size],
+        };
+        next.left.reverse();
+        Ok(())
+    }
+
+    /// The size of the file that is here, which is not empty; it has the size of the source's then.
+    fn make_comparable(&self, root: u32, relative: &str, size: u64) -> Result<Option<u64>> {
         let path = self.roots.path(root, relative).ok_or(Error::UnknownRoot { root })?;
         match fs::symlink_metadata(&path) {
             Ok(found) if found.is_file() => {
@@ -352,12 +398,12 @@ impl Shared<'_> {
                     let file = OpenOptions::new().write(true).open(&path).on("open", &path)?;
                     file.set_len(size).on("set the size of", &path)?;
                 }
-                Ok(found.len() > 0 && size > 0)
+                Ok(Some(found.len()).filter(|found| *found > 0 && size > 0))
             }
-            Ok(found) if found.is_dir() => durable::remove_tree(&path).map(|()| false),
+            Ok(found) if found.is_dir() => durable::remove_tree(&path).map(|()| None),
             // A link, a socket: nothing of a cluster.
-            Ok(_) => fs::remove_file(&path).on("remove", &path).map(|()| false),
-            Err(_) => Ok(false),
+            Ok(_) => fs::remove_file(&path).on("remove", &path).map(|()| None),
+            Err(_) => Ok(None),
         }
     }
 
@@ -541,6 +587,21 @@ const SUSPECTS: usize = 10_000;
 /// How often a page with a wrong checksum is read: a server writes one within a moment.
 const LOOKS: u32 = 5;
 
+/// What of a file of `size` bytes has to be compared, when only `ranges` of it were changed and `found` bytes of it were
+/// here: what is longer there, too.
+fn to_be_compared(ranges: Vec<Range<u64>>, found: u64, size: u64) -> Vec<Range<u64>> {
+    let end = (found - found % PAGE as u64).min(size);
+    let mut wanted: Vec<Range<u64>> = ranges
+        .into_iter()
+        .map(|range| range.start..range.end.min(end))
+        .filter(|range| !range.is_empty())
+        .collect();
+    if end < size {
+        wanted.push(end..size);
+    }
+    wanted
+}
+
 /// A path as PGDATA sees it.
 fn in_data(root: u32, relative: &str) -> String {
     match root {
@@ -570,6 +631,7 @@ mod tests {
     use super::super::peers::{PLAIN, cluster, hostile, stream_to, stream_with};
     use super::super::stream::Wishes;
     use super::*;
+    use crate::postgres::changes::{Change, Relation};
     use crate::progress::Voice;
 
     #[test]
@@ -589,7 +651,8 @@ mod tests {
             })
             .unwrap();
         let mut all: Vec<_> = streams.iter_mut().collect();
-        let copied = copy(&mut all, &work, &roots, Manner::default(), &Progress::new(Voice::Quiet)).unwrap();
+        let copied =
+            copy(&mut all, &work, &roots, Manner::default(), None, &Progress::new(Voice::Quiet)).unwrap();
         assert!(copied.wire_bytes < copied.bytes / 10, "it compresses: {copied:?}");
         assert_eq!(copied.written_bytes, copied.bytes);
         for same in ["PG_VERSION", "base/5/16384", "base/5/16385", "base/5/16386", "base/5/16387_init"] {
@@ -614,7 +677,8 @@ mod tests {
             let entry = Entry { kind: EntryKind::File, root: 0, mode: 0o600, size, path: path.into() };
             work.add(entry);
         }
-        copy(&mut [&mut streams[0]], &work, &roots, Manner::default(), &Progress::new(Voice::Quiet)).unwrap();
+        copy(&mut [&mut streams[0]], &work, &roots, Manner::default(), None, &Progress::new(Voice::Quiet))
+            .unwrap();
         assert!(!target.path().join("gone").exists());
         assert_eq!(fs::read(target.path().join("PG_VERSION")).unwrap(), b"15\n");
     }
@@ -627,14 +691,30 @@ mod tests {
         let roots = Roots(BTreeMap::from([(0, target.path().to_owned())]));
         let mut work = Work::default();
         work.add(Entry { kind: EntryKind::File, root: 0, mode: 0o600, size: 8192, path: "x".into() });
-        let error =
-            copy(&mut [&mut hostile(wire)], &work, &roots, Manner::default(), &Progress::new(Voice::Quiet));
+        let error = copy(
+            &mut [&mut hostile(wire)],
+            &work,
+            &roots,
+            Manner::default(),
+            None,
+            &Progress::new(Voice::Quiet),
+        );
         assert!(error.unwrap_err().to_string().contains("not asked for"));
         assert!(!target.path().join("x").exists());
     }
 
     /// Copies `data` over what is in `target`.
     fn copied(data: &Path, target: &Path, manner: Manner, wishes: Wishes) -> Copied {
+        copied_knowing(data, target, manner, None, wishes)
+    }
+
+    fn copied_knowing(
+        data: &Path,
+        target: &Path,
+        manner: Manner,
+        known: Option<&Changes>,
+        wishes: Wishes,
+    ) -> Copied {
         let roots = Roots(BTreeMap::from([(0, target.to_owned())]));
         let mut streams: Vec<_> = (0..2).map(|_| stream_with(data, wishes)).collect();
         let mut work = Work::default();
@@ -647,7 +727,7 @@ mod tests {
         });
         list.unwrap();
         let mut all: Vec<_> = streams.iter_mut().collect();
-        copy(&mut all, &work, &roots, manner, &Progress::new(Voice::Quiet)).unwrap()
+        copy(&mut all, &work, &roots, manner, known, &Progress::new(Voice::Quiet)).unwrap()
     }
 
     const COMPARE: Manner = Manner { compare: true, verify_since: None, rate: 0 };
@@ -678,6 +758,37 @@ mod tests {
         let there = copied(from, to, COMPARE, Wishes::default());
         same(from, to, "base/5/16384");
         assert_eq!(there.written_bytes, 3 * 8192 + 40_000_000 % 8192, "{there:?}");
+    }
+
+    #[test]
+    fn what_is_known_to_be_the_same_is_passed_over() {
+        let page = PAGE as u64;
+        let at =
+            |ranges: &[Range<u64>]| ranges.iter().map(|r| r.start * page..r.end * page).collect::<Vec<_>>();
+        // Nothing changed; changed behind the end; longer there, in the middle of a page; shorter there.
+        assert_eq!(to_be_compared(vec![], 80 * page, 80 * page), []);
+        assert_eq!(to_be_compared(at(&[1..2, 70..200]), 80 * page, 80 * page), at(&[1..2, 70..80]));
+        assert_eq!(to_be_compared(at(&[1..2]), 60 * page + 5, 80 * page), at(&[1..2, 60..80]));
+        assert_eq!(to_be_compared(at(&[1..2, 90..91]), 100 * page, 80 * page), at(&[1..2]));
+
+        let (data, target) = (cluster(), tempfile::tempdir().unwrap());
+        let (from, to) = (data.path(), target.path());
+        copied(from, to, Manner::default(), Wishes::default());
+        let table = Relation { tablespace: 1663, database: 5, number: 16384 };
+        let mut known = Changes::new("15".parse().unwrap()).unwrap();
+        known.add(Change::Block(table, 2)).unwrap();
+        let file = OpenOptions::new().write(true).open(to.join("base/5/16384")).unwrap();
+        // One that is named, one that is not, and one behind an end that was further on there.
+        for block in [2, 1000, 4800] {
+            file.write_all_at(&[255], block * page).unwrap();
+        }
+        file.set_len(4800 * page + 3).unwrap();
+        let done = copied_knowing(from, to, COMPARE, Some(&known), Wishes::default());
+        let [here, there] = [to, from].map(|root| fs::read(root.join("base/5/16384")).unwrap());
+        let differ: Vec<_> = (0..here.len()).filter(|n| here[*n] != there[*n]).collect();
+        assert_eq!((here.len(), differ), (there.len(), vec![1000 * PAGE]));
+        assert_eq!(done.passed_over_bytes, 4799 * page);
+        assert_eq!(copied(from, to, COMPARE, Wishes::default()).written_bytes, page);
     }
 
     #[test]

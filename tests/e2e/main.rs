@@ -23,6 +23,7 @@ mod copy_from;
 mod credentials;
 mod debian;
 mod delta;
+mod delta_wal;
 mod enslave;
 mod fork;
 mod harness_selftest;

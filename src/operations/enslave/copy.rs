@@ -8,6 +8,7 @@
 //! session of ours and end with it, however we end.
 
 use super::super::{Context, standby};
+use super::known;
 use super::marker::{self, MARKER, Mark, remove_copy};
 use super::place::{LOST_AND_FOUND, Layout, Place, list, mark, outside};
 use super::reuse::Manifest;
@@ -17,6 +18,7 @@ use crate::durable::{self, Context as _, FileSystems};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::layout::Service;
+use crate::postgres::changes::Changes;
 use crate::postgres::control::ControlFile;
 use crate::postgres::page::{PAGE, PAGES_PER_SEGMENT};
 use crate::postgres::version::PgVersion;
@@ -46,6 +48,8 @@ pub struct Settings {
     pub max_rate: u64,
     /// The pages that come are verified, where they carry checksums.
     pub verify: bool,
+    /// What differs is found by comparing everything.
+    pub paranoid: bool,
 }
 
 /// Copies the source, ready to start as a standby but not in PGDATA's place yet. The server here must be
@@ -103,6 +107,11 @@ fn copy_into(
         Some(from) => (Some(Held::reserve(context, &mut there.db, &primary, slot)?), from),
         None => (None, there),
     };
+    let mut known = match (layout.reuse, settings.paranoid) {
+        (true, false) => known::own(context, from, layout)?,
+        (true, true) => Err("that was asked for".into()),
+        (false, _) => Err(String::new()),
+    };
     let There { db, version, target, control, name, history, history_text, in_recovery, .. } = from;
     let There { remote, agent, data_directory, facts, .. } = from;
     let (version, timeline, in_recovery) = (*version, &history.timeline, *in_recovery);
@@ -120,6 +129,14 @@ fn copy_into(
     let mut first = streams.remove(0);
     let stream = &mut first;
     let outcome = (|| {
+        if let Ok(ours) = &mut known
+            && let Err(why) = ours.add_theirs(stream, &mut backup, control, history, layout.bytes)?
+        {
+            known = Err(why);
+        }
+        if let (true, Err(why)) = (layout.reuse, &known) {
+            progress.step(format!("everything is compared: {why}"));
+        }
         // Not before: until here the old cluster can go on.
         prepare(layout, root)?;
         let mut roots = Roots(BTreeMap::from([(0, root.to_owned())]));
@@ -132,8 +149,9 @@ fn copy_into(
         let own_directory = format!("PG_{}_{}", version.major(), control.catalog_version);
         let work = take_manifest(stream, root, &roots, layout, version, &own_directory)?;
         progress.step(format!(
-            "{} {} in {} files over {} SSH session{}",
+            "{} {}{} in {} files over {} SSH session{}",
             if layout.reuse { "comparing" } else { "copying" },
+            if known.is_ok() { "what the WAL says has changed of " } else { "" },
             bytes_text(work.bytes),
             work.files(),
             streams.len() + 1,
@@ -146,9 +164,14 @@ fn copy_into(
         };
         let disks = file_systems(root, layout)?;
         progress.begin_bytes(if layout.reuse { "compare" } else { "copy" }, work.bytes);
-        let copied = copy_all(stream, &mut streams, &work, &roots, manner, progress);
+        let changes = known.as_ref().ok().map(|known| &known.changes);
+        let copied = copy_all(stream, &mut streams, &work, &roots, manner, changes, progress);
         progress.end();
-        let copied = copied?;
+        let mut copied = copied?;
+        match &known {
+            Ok(known) => copied.known_by = Some(known.by),
+            Err(why) => copied.not_known = Some(why.clone()).filter(|_| layout.reuse),
+        }
         warn_of_damage(&copied, name, progress);
         let control_bytes = read_control(stream)?;
 
@@ -411,10 +434,11 @@ fn copy_all(
     work: &Work,
     roots: &Roots,
     manner: Manner,
+    known: Option<&Changes>,
     progress: &Progress,
 ) -> Result<Copied> {
     let mut all: Vec<&mut Stream> = std::iter::once(first).chain(others.iter_mut()).collect();
-    target::copy(&mut all, work, roots, manner, progress)
+    target::copy(&mut all, work, roots, manner, known, progress)
 }
 
 /// The control file, whole: it is read while the server may be writing it, so its checksum decides.
@@ -451,7 +475,7 @@ fn copy_wal(
         work.add(entry);
         Ok(())
     })?;
-    copy_all(stream, others, &work, roots, Manner::default(), progress).map(drop)
+    copy_all(stream, others, &work, roots, Manner::default(), None, progress).map(drop)
 }
 
 /// What belongs to this instance rather than to the cluster: standby settings, its port, configuration

@@ -10,13 +10,12 @@ use crate::instance::Instance;
 use crate::postgres::backup::BackupLabel;
 use crate::postgres::control::{ClusterState, ControlFile};
 use crate::postgres::files;
-use crate::postgres::records::{PAGE_SIZE, WalReader, commits_after};
+use crate::postgres::records::{DirectoryReader, Pages, commits_after};
 use crate::postgres::version::PgVersion;
-use crate::postgres::wal::{History, Lsn, Timeline, history_file_name, parse_segment_name, segment_name};
+use crate::postgres::wal::{History, Lsn, Timeline, history_file_name, parse_segment_name};
 use crate::progress::time_text;
 use crate::sql::{Db, Target};
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The cluster of this instance.
@@ -143,37 +142,15 @@ pub fn end_of_files(
     Ok(reader.end().max(control.min_recovery_point))
 }
 
-type Page = [u8; PAGE_SIZE];
-
 fn reader(
     data: &Path,
     control: &ControlFile,
     version: PgVersion,
     timeline: Timeline,
     start: Lsn,
-) -> Result<WalReader<impl FnMut(Lsn) -> std::io::Result<Option<Page>> + use<>>> {
+) -> Result<DirectoryReader> {
     let directory = data.join(version.wal_directory());
-    let size = control.wal_segment_size;
-    let mut opened: Option<(Lsn, File)> = None;
-    let fetch = move |at: Lsn| {
-        let segment = at.floor(size.into());
-        if opened.as_ref().is_none_or(|(of, _)| *of != segment) {
-            // Behind a switch the segment may exist on both timelines; the newer one holds both parts.
-            let found = (1..=timeline.0)
-                .rev()
-                .find_map(|tli| File::open(directory.join(segment_name(Timeline(tli), segment, size))).ok());
-            let Some(file) = found else { return Ok(None) };
-            opened = Some((segment, file));
-        }
-        let (_, file) = opened.as_ref().expect("opened above");
-        let mut page = [0; PAGE_SIZE];
-        match file.read_exact_at(&mut page, at.0 - segment.0) {
-            Ok(()) => Ok(Some(page)),
-            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
-            Err(e) => Err(e),
-        }
-    };
-    WalReader::new(start, timeline, size, fetch)
+    DirectoryReader::of_pages(start, Pages::of(&directory, timeline, control.wal_segment_size))
 }
 
 /// Whether somebody has created a database, a role, or something in the database that `db` is connected to.

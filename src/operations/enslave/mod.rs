@@ -3,6 +3,7 @@
 
 pub mod copy;
 pub mod here;
+pub mod known;
 pub mod marker;
 pub mod place;
 pub mod plan;
@@ -59,6 +60,8 @@ pub struct Options {
     pub max_rate: u64,
     /// The pages that come are not verified.
     pub no_verify_checksums: bool,
+    /// A *delta* compares everything, also what the WAL says is the same.
+    pub paranoid: bool,
     /// Take the source's build of PostgreSQL when its version is another.
     pub take_build: bool,
 }
@@ -494,6 +497,7 @@ fn full(
         compression: options.compression,
         max_rate: options.max_rate,
         verify: !options.no_verify_checksums,
+        paranoid: options.paranoid,
     };
     let restart = |error: Error| {
         // Its control file is the first to go.

@@ -6,6 +6,7 @@ use super::super::{Context, standby};
 use super::there::end_of_wal;
 use crate::error::{Error, Result};
 use crate::postgres::backup::BackupCalls;
+use crate::postgres::version::PgVersion;
 use crate::postgres::wal::Lsn;
 use crate::progress::Progress;
 use crate::sql::{Db, Target};
@@ -106,6 +107,16 @@ impl Backup<'_> {
     /// The permanent slot is nobody's again.
     pub fn disown_slot(&mut self) {
         self.held.disown();
+    }
+
+    /// Rows of the session in which the backup runs.
+    pub fn rows(&mut self, sql: &str) -> Result<Vec<postgres::Row>> {
+        self.held.db.rows(sql, &[])
+    }
+
+    /// The server's version.
+    pub fn version(&self) -> PgVersion {
+        self.held.db.version
     }
 
     /// The end of the WAL that the server of the backup has.

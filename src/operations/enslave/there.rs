@@ -172,10 +172,10 @@ fn history_of(
 
 impl There {
     /// Two standbys that were promoted at the same position are both on a timeline of the same number, with the same
-    /// history. Whether the timeline here is the source's, only its WAL can tell: its newest piece here is compared. What
+    /// history; so are a standby and a primary that was taken back to an earlier state and has gone on from there. Whether the timeline here is the source's, only its WAL can tell: its newest piece here is compared. What
     /// cannot be compared is taken for the same.
     pub fn has_other_wal(&mut self, ours: &Ours, data: &Path) -> Result<bool> {
-        let Some(switch) = self.history.entries.last().map(|entry| entry.switch) else { return Ok(false) };
+        let switch = self.history.entries.last().map_or(Lsn::ZERO, |entry| entry.switch);
         if ours.timeline != self.history.timeline || ours.end <= switch {
             return Ok(false);
         }
