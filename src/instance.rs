@@ -9,7 +9,7 @@ use crate::postgres::control::ControlFile;
 use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{Lsn, Timeline, history_file_name, parse_segment_name};
 use crate::process;
-use crate::settings::{Found, Origin, Settings};
+use crate::settings::{Found, Origin, Settings, SshClient};
 use crate::source_build::mirror::without_password;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -49,6 +49,8 @@ pub struct Instance {
     pub identities: Vec<PathBuf>,
     /// File of known host keys.
     pub known_hosts: PathBuf,
+    /// Which SSH client connects.
+    pub ssh_client: SshClient,
     /// Parallel SSH sessions of a copy.
     pub ssh_sessions: usize,
     /// The agent's own directory.
@@ -280,6 +282,12 @@ impl Instance {
 
         let service = find_service(&mut r, &home, debian.as_ref())?;
 
+        let ssh_client = r.find("ssh", || default("auto")).unwrap_or_default();
+        let ssh_client = SshClient::parse(&ssh_client).ok_or_else(|| Error::SettingValue {
+            name: "ssh",
+            value: ssh_client.clone(),
+            wanted: "auto, builtin or system",
+        })?;
         let identities = r.path("ssh_identity", || {
             let known = ["id_ed25519", "id_ecdsa", "id_rsa"].map(|n| home.join(".ssh").join(n));
             known.iter().find(|p| p.exists()).and_then(|p| detected(p.display(), "~/.ssh"))
@@ -314,6 +322,7 @@ impl Instance {
             password_file,
             identities: identities.into_iter().collect(),
             known_hosts,
+            ssh_client,
             ssh_sessions: (ssh_sessions as usize).clamp(1, 16),
             state_directory,
             tablespace_mapping: parse_mapping(mapping.as_deref().unwrap_or(""))?,

@@ -56,6 +56,10 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("systemd_unit", "systemd's name of the server"),
     ("start_command", "shell command that starts the server, for service: commands"),
     ("stop_command", "shell command that stops it cleanly, for service: commands"),
+    (
+        "ssh",
+        "the SSH client: builtin, system (the machine's, with ~/.ssh/config), or auto: builtin, then system",
+    ),
     ("ssh_identity", "private key file for SSH"),
     ("ssh_known_hosts", "file of known host keys"),
     ("ssh_sessions", "parallel SSH sessions of a copy"),
@@ -90,6 +94,30 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("start_timeout", "seconds that the server may take to accept connections"),
     ("stream_timeout", "seconds that a new standby may take until it streams"),
 ];
+
+/// Which SSH client connects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SshClient {
+    /// The one in here, and where that does not get in, the machine's.
+    #[default]
+    Auto,
+    /// The one in here.
+    Builtin,
+    /// The machine's `ssh`, with all that `~/.ssh/config` says: jump hosts, certificates, hardware keys.
+    System,
+}
+
+impl SshClient {
+    /// As the setting `ssh` has it.
+    pub fn parse(text: &str) -> Option<SshClient> {
+        match text {
+            "auto" => Some(SshClient::Auto),
+            "builtin" => Some(SshClient::Builtin),
+            "system" => Some(SshClient::System),
+            _ => None,
+        }
+    }
+}
 
 /// A value and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -24,7 +24,7 @@ direct_copy() {
                     shift
                 fi
                 ;;
-            --cascade | --copy)
+            --cascade | --copy | --paranoid)
                 [[ $verb == enslave ]] || usage_error "$1 is not for a fork, which is always a copy"
                 if [[ $1 == --copy ]]; then options+=(--plan full); else options+=("$1"); fi
                 ;;

@@ -12,7 +12,7 @@ use crate::postgres::recovery::last_setting;
 use crate::postgres::wal::{Lsn, Timeline, parse_segment_name};
 use crate::process;
 use crate::sql::{Db, Target};
-use crate::ssh::{self, Ssh};
+use crate::ssh::{self, Remote};
 use serde::Serialize;
 use std::fs;
 use std::process::Command;
@@ -180,7 +180,7 @@ fn fence(context: Context, db: &mut Db, blurb: &Blurb, options: &Options) -> Res
     let progress = context.progress;
     let name = blurb.name.clone().unwrap_or_else(|| "the old primary".into());
     let ssh = there::connect_ssh(context, blurb, options.host_key.clone())?;
-    let agent = agent::ensure(&ssh, progress)?;
+    let agent = agent::ensure(&*ssh, progress)?;
     progress.step(format!("stopping {name}"));
     let control = instance.control()?.ok_or(Error::NoCluster { path: instance.data_directory()? })?;
     let expected = control.system_id;
@@ -190,14 +190,14 @@ fn fence(context: Context, db: &mut Db, blurb: &Blurb, options: &Options) -> Res
         "{agent} --json --quiet fence --system-id {expected} --successor {}",
         ssh::shell_word(&instance.name)
     );
-    let answer = match ssh::run(&ssh, &command, b"") {
+    let answer = match ssh::run(&*ssh, &command, b"") {
         Ok(answer) => answer,
         // It refused or failed by itself, and has undone what it did.
         Err(Error::RemoteCommand { host, status, said }) => return Err(agent::relayed(host, status, said)),
         Err(error) => {
             // Whether it was stopped is not known: see to it that it runs.
             if let Ok(ssh) = there::connect_ssh(context, blurb, options.host_key.clone()) {
-                unfence(context, &ssh, &agent, &name);
+                unfence(context, &*ssh, &agent, &name);
             }
             return Err(error);
         }
@@ -210,7 +210,7 @@ fn fence(context: Context, db: &mut Db, blurb: &Blurb, options: &Options) -> Res
     })?;
     let outcome = after_fence(context, db, &fenced, options.timeout);
     if outcome.is_err() && fenced.was_running {
-        unfence(context, &ssh, &agent, &name);
+        unfence(context, &*ssh, &agent, &name);
     }
     outcome?;
     progress.step(format!(
@@ -242,7 +242,7 @@ fn after_fence(context: Context, db: &mut Db, fenced: &Fenced, limit: Duration) 
     }
 }
 
-fn unfence(context: Context, ssh: &Ssh, agent: &str, name: &str) {
+fn unfence(context: Context, ssh: &dyn Remote, agent: &str, name: &str) {
     context.progress.step(format!("starting {name} again"));
     ssh.set_patience(context.instance.start_timeout + Duration::from_secs(30));
     let successor = ssh::shell_word(&context.instance.name);

@@ -444,8 +444,8 @@ mod tests {
         Changes::new("15".parse().unwrap()).unwrap()
     }
 
-    fn only(ranges: &[Range<u64>]) -> Touched {
-        Touched::Only(ranges.iter().map(|range| range.start * PAGES..range.end * PAGES).collect())
+    fn only(ranges: &[(u64, u64)]) -> Touched {
+        Touched::Only(ranges.iter().map(|(begin, end)| begin * PAGES..end * PAGES).collect())
     }
 
     #[test]
@@ -458,8 +458,8 @@ mod tests {
         }
         let last = u64::from(PAGES_PER_SEGMENT);
         // What lies nearer than 15 blocks is one range.
-        assert_eq!(changes.of_file("base/5/16384"), only(&[3..20, 40..41, last - 1..last]));
-        assert_eq!(changes.of_file("base/5/16384.1"), only(&[0..1, 70_000..70_001]));
+        assert_eq!(changes.of_file("base/5/16384"), only(&[(3, 20), (40, 41), (last - 1, last)]));
+        assert_eq!(changes.of_file("base/5/16384.1"), only(&[(0, 1), (70_000, 70_001)]));
         for untouched in
             ["base/5/16384.2", "base/6/16384", "base/5/16385", "global/1262", "pg_tblspc/9/PG_15_1/5/16384"]
         {
@@ -480,17 +480,17 @@ mod tests {
         }
         changes.add(Change::From(TABLE, 30)).unwrap();
         changes.add(Change::From(TABLE, 35)).unwrap();
-        assert_eq!(changes.of_file("base/5/16384"), only(&[3..last]));
-        assert_eq!(changes.of_file("base/5/16384.7"), only(&[0..last]));
+        assert_eq!(changes.of_file("base/5/16384"), only(&[(3, last)]));
+        assert_eq!(changes.of_file("base/5/16384.7"), only(&[(0, last)]));
         changes.add(Change::Database(6)).unwrap();
         assert_eq!(changes.of_file("base/6/1"), Touched::Unknown);
         assert_eq!(changes.of_file("pg_tblspc/9/PG_15_1/6/1"), Touched::Unknown);
         let elsewhere = Relation { tablespace: 9, database: 5, number: 7 };
         changes.add(Change::Block(elsewhere, 0)).unwrap();
-        assert_eq!(changes.of_file("pg_tblspc/9/PG_15_1/5/7"), only(&[0..1]));
+        assert_eq!(changes.of_file("pg_tblspc/9/PG_15_1/5/7"), only(&[(0, 1)]));
         let shared = Relation { tablespace: 1664, database: 0, number: 1262 };
         changes.add(Change::Block(shared, 1)).unwrap();
-        assert_eq!(changes.of_file("global/1262"), only(&[1..2]));
+        assert_eq!(changes.of_file("global/1262"), only(&[(1, 2)]));
     }
 
     #[test]

@@ -383,7 +383,7 @@ impl Shared<'_> {
                 self.progress.add(passed_over);
                 wanted
             }
-            _ => vec![0..size],
+            _ => std::iter::once(0..size).collect(),
         };
         next.left.reverse();
         Ok(())
@@ -763,13 +763,18 @@ mod tests {
     #[test]
     fn what_is_known_to_be_the_same_is_passed_over() {
         let page = PAGE as u64;
-        let at =
-            |ranges: &[Range<u64>]| ranges.iter().map(|r| r.start * page..r.end * page).collect::<Vec<_>>();
+        let at = |ranges: &[(u64, u64)]| -> Vec<_> {
+            ranges.iter().map(|(begin, end)| begin * page..end * page).collect()
+        };
         // Nothing changed; changed behind the end; longer there, in the middle of a page; shorter there.
-        assert_eq!(to_be_compared(vec![], 80 * page, 80 * page), []);
-        assert_eq!(to_be_compared(at(&[1..2, 70..200]), 80 * page, 80 * page), at(&[1..2, 70..80]));
-        assert_eq!(to_be_compared(at(&[1..2]), 60 * page + 5, 80 * page), at(&[1..2, 60..80]));
-        assert_eq!(to_be_compared(at(&[1..2, 90..91]), 100 * page, 80 * page), at(&[1..2]));
+        for (changed, found, wanted) in [
+            (at(&[]), 80 * page, at(&[])),
+            (at(&[(1, 2), (70, 200)]), 80 * page, at(&[(1, 2), (70, 80)])),
+            (at(&[(1, 2)]), 60 * page + 5, at(&[(1, 2), (60, 80)])),
+            (at(&[(1, 2), (90, 91)]), 100 * page, at(&[(1, 2)])),
+        ] {
+            assert_eq!(to_be_compared(changed, found, 80 * page), wanted);
+        }
 
         let (data, target) = (cluster(), tempfile::tempdir().unwrap());
         let (from, to) = (data.path(), target.path());

@@ -303,3 +303,69 @@ fn names_of_the_hosts_file_resolve() {
         target.agent(&["enslave", "--dry-run"]).stdin(blurb).run().ok();
     }
 }
+
+/// The source as `~/.ssh/config` knows it, and nobody else.
+fn known_as_db_zero(site: &std::sync::Arc<Site>, source: &Host, name: &str, client: Option<&str>) -> Host {
+    let mut builder = site.host(name).pg(Pg::embedded("18"));
+    if let Some(client) = client {
+        builder = builder.yml("ssh", client);
+    }
+    let target = builder.build();
+    let config = format!(
+        "Host db-zero\n  HostName 127.0.0.1\n  Port {}\n  StrictHostKeyChecking accept-new\n",
+        source.ssh_port
+    );
+    target.account.write(&target.home.join(".ssh/config"), config, 0o600);
+    target
+}
+
+fn as_db_zero(source: &Host) -> String {
+    let text = source.blurb().replace(&format!("@127.0.0.1:{}", source.ssh_port), "@db-zero");
+    assert!(text.contains("@db-zero"), "{text}");
+    text
+}
+
+#[test]
+fn the_machines_own_ssh_and_its_configuration() {
+    let site = Site::new();
+    let mut source = site.host("db.0").pg(Pg::embedded("18")).build();
+    noise(&source, 8);
+    let target = known_as_db_zero(&site, &source, "db.1", Some("system"));
+    let blurb = as_db_zero(&source);
+    let enslave = |arguments: &[&str]| target.agent(arguments).stdin(blurb.clone()).run();
+    enslave(&["enslave"]).ok().says("over 2 SSH sessions").says("db.1 streams from");
+    assert!(!known(&target).is_empty());
+    assert_streams(&source, &target);
+    compare(&source, &target);
+    target.stop();
+    let done = enslave(&["--json", "enslave", "--plan", "delta"]).json();
+    assert_eq!(done["copied"]["compared"], true, "{done}");
+    assert_streams(&source, &target);
+
+    let pinned = enslave(&["enslave", "--plan", "full", "--host-key", "SHA256:x"]);
+    assert_eq!(pinned.code, 4, "{pinned:?}");
+    pinned.says("--host-key is not for the machine's own ssh, which has known_hosts");
+    source.stop_sshd();
+    source.new_host_key();
+    source.start_sshd();
+    let refused = enslave(&["enslave", "--plan", "full"]);
+    assert_eq!(refused.code, 4, "{refused:?}");
+    refused.says("ssh says: Host key verification failed");
+}
+
+#[test]
+fn the_machines_own_ssh_where_the_built_in_does_not_get_in() {
+    let site = Site::new();
+    let source = site.host("db.0").pg(Pg::embedded("18")).build();
+    let target = known_as_db_zero(&site, &source, "db.1", None);
+    target.agent(&["enslave", "--dry-run"]).stdin(as_db_zero(&source)).run().ok().says("would copy");
+    for (name, client, code, said) in [
+        ("db.2", "builtin", 4, "db-zero:22 by SSH: the name was not found"),
+        ("db.3", "putty", 2, "auto, builtin or system"),
+    ] {
+        let host = known_as_db_zero(&site, &source, name, Some(client));
+        let refused = host.agent(&["enslave", "--dry-run"]).stdin(as_db_zero(&source)).run();
+        assert_eq!(refused.code, code, "{refused:?}");
+        refused.says(said);
+    }
+}

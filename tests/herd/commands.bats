@@ -380,6 +380,8 @@ nobody_showed() {
     [[ $said == *"What only HEROKU_POSTGRESQL_AMBER_URL has will be lost."*"HEROKU_POSTGRESQL_AMBER_URL is a copy of HEROKU_POSTGRESQL_GOLD_URL now ("*"writable"* ]]
     [ "$(field amber '.info | "\(.role) \(.plan)"')" = "primary dev" ]
     refuses 2 "--copy-from is not for a fork" pg:fork amber --of gold --copy-from white
+    refuses 2 "--paranoid is not for a fork" pg:fork amber --of gold --paranoid
+    herd pg:follow amber --of gold --paranoid --dry-run --confirm shop
     ends 1 "a copy of db.1 cannot come from db.1: it is no standby" herd pg:follow amber --of gold --copy-from gold --confirm shop
     herd pg:follow amber --of gold --copy-from white --confirm shop --json |
         jq -se 'length == 1 and (.[0] | .instance == "db.0" and .source == "db.1" and .copied_from == "db.2" and (.dry_run | not))'

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2015,SC2016,SC2034,SC2154
-# Usage: herd pg:follow DB --of DB [--dry-run] [--background] [--copy] [--copy-from DB] [--cascade] [--confirm APP] [--json]
+# Usage: herd pg:follow DB --of DB [--dry-run] [--background] [--copy] [--copy-from DB] [--paranoid] [--cascade] [--confirm APP] [--json]
 # Summary: make a database a follower of another
 #
 # The cheapest way that is correct: new connection settings where nothing is
@@ -11,6 +11,7 @@
 #   --background    come back as soon as all is checked; pg:wait tells how it does
 #   --copy          copy all, also where new settings would do
 #   --copy-from DB  what has to be copied comes from that follower, so that the other has nothing to read
+#   --paranoid      where only what differs is copied, compare everything, also what the WAL says is the same
 #   --cascade       follow a database that is itself a follower
 #
 # Examples:

@@ -120,8 +120,8 @@ pub fn run(context: Context, blurb: &Blurb, wanted: &Options) -> Result<Report> 
         switch::check_programs(context)?;
     }
     let ssh = connect_ssh(context, blurb, wanted.host_key.clone())?;
-    let agent = agent::ensure(&ssh, context.progress)?;
-    let Taken { build, origin, replaced } = take(context, &ssh, &agent, wanted)?;
+    let agent = agent::ensure(&*ssh, context.progress)?;
+    let Taken { build, origin, replaced } = take(context, &*ssh, &agent, wanted)?;
     let report = Report::new(context, &build.release, origin, wanted.dry_run);
     finish(context, report, &build, replaced, wanted.no_switch, begin)
 }

@@ -12,7 +12,7 @@ use crate::postgres::wal::{
     History, Lsn, SystemId, Timeline, history_file_name, parse_segment_name, segment_name,
 };
 use crate::sql::{self, Db, Target};
-use crate::ssh::{Identity, Remote, Ssh};
+use crate::ssh::{self, Identity, Remote};
 use crate::transfer::protocol::FactsAnswer;
 use crate::transfer::stream::{Stream, Wishes};
 use base64::Engine;
@@ -78,9 +78,9 @@ pub fn sql_target(context: Context, blurb: &Blurb, name: &str) -> Result<Target>
 }
 
 /// SSH to the machine of a blurb.
-pub fn connect_ssh(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<Ssh> {
-    let ssh = Ssh::connect(&blurb.ssh, &Identity::of(context.instance, pinned))?;
-    if let Some(fingerprint) = &ssh.first_seen {
+pub fn connect_ssh(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<Box<dyn Remote>> {
+    let ssh = ssh::connect(&blurb.ssh, &Identity::of(context.instance, pinned))?;
+    if let Some(fingerprint) = ssh.first_seen() {
         context.progress.step(format!(
             "host key of {} seen for the first time and remembered: {fingerprint}",
             ssh.label()
@@ -107,8 +107,8 @@ pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<
     check_feeds_standbys(&mut db, &name, &context.instance.slot_name())?;
     let (replication_id, timeline) = sql::check_replication(&target)?;
 
-    let agent = agent::ensure(&ssh, context.progress)?;
-    let (mut stream, facts) = Stream::open(&ssh, &agent, &data_directory, Wishes::default())?;
+    let agent = agent::ensure(&*ssh, context.progress)?;
+    let (mut stream, facts) = Stream::open(&*ssh, &agent, &data_directory, Wishes::default())?;
     let control = control_of(&facts)?;
     if control.system_id.to_string() != replication_id {
         return Err(Error::TwoMachines {
@@ -135,7 +135,7 @@ pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<
         history_text,
         end,
         db,
-        remote: Box::new(ssh),
+        remote: ssh,
     })
 }
 

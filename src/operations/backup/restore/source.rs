@@ -315,7 +315,7 @@ pub fn give(context: Context, id: BackupId, mut to: impl Write) -> Result<()> {
 
 fn given(context: Context, blurb: &Blurb, host_key: Option<String>, id: BackupId) -> Result<Opened> {
     let ssh = connect_ssh(context, blurb, host_key)?;
-    let agent = agent::ensure(&ssh, context.progress)?;
+    let agent = agent::ensure(&*ssh, context.progress)?;
     let host = ssh.label().to_owned();
     let mut process = ssh.exec(&format!("{agent} --json give-backup {}", shell_word(&id.to_string())))?;
     let broken = |e: &io::Error| Error::SshBroken { host: host.clone(), why: e.to_string() };
@@ -335,7 +335,7 @@ fn given(context: Context, blurb: &Blurb, host_key: Option<String>, id: BackupId
         }
     };
     let size = if manifest.encryption.is_some() { 0 } else { manifest.size };
-    let given = Given { stream: Some(stream), host: host.clone(), _connection: Box::new(ssh) };
+    let given = Given { stream: Some(stream), host: host.clone(), _connection: ssh };
     Ok(Opened {
         name: format!("{id} of {host}"),
         kind: manifest.kind,
@@ -362,7 +362,7 @@ fn last_words(stream: Patient<Box<dyn RemoteProcess>>, host: &str) -> Option<Err
 struct Given {
     stream: Option<BufReader<Patient<Box<dyn RemoteProcess>>>>,
     host: String,
-    _connection: Box<dyn Remote + Send>,
+    _connection: Box<dyn Remote>,
 }
 
 impl Read for Given {

@@ -1,0 +1,340 @@
+//! Owns the SSH client that is part of this program: libssh2. It needs nothing of the machine but keys and known hosts.
+
+use super::{Ended, Identity, Remote, RemoteProcess, SILENCE_LIMIT, label};
+use crate::blurb::SshEndpoint;
+use crate::durable::{self, Context};
+use crate::error::{Error, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use sha2::{Digest, Sha256};
+use ssh2::{CheckResult, HostKeyType, KnownHostFileKind, MethodType, Session};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// An authenticated SSH connection.
+pub struct Ssh {
+    session: Session,
+    endpoint: SshEndpoint,
+    identity: Identity,
+    label: String,
+    first_seen: Option<String>,
+}
+
+/// AES-GCM costs a fraction of chacha20 where the processor has AES (DESIGN.md); elsewhere it is the
+/// other way round.
+fn ciphers() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    let has_aes = std::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    let has_aes = std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let has_aes = false;
+    if has_aes {
+        "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes128-ctr,aes256-ctr"
+    } else {
+        "chacha20-poly1305@openssh.com,aes128-gcm@openssh.com,aes256-gcm@openssh.com,aes128-ctr,aes256-ctr"
+    }
+}
+
+impl Ssh {
+    /// Connects, checks the host key, authenticates.
+    pub fn connect(endpoint: &SshEndpoint, identity: &Identity) -> Result<Ssh> {
+        let label = label(endpoint);
+        let stream = connect_tcp(endpoint, &label, identity.timeout)?;
+        let broken =
+            |e: ssh2::Error| Error::SshUnreachable { host: label.clone(), why: e.message().to_owned() };
+        let mut session = Session::new().map_err(broken)?;
+        session.set_timeout(identity.timeout.as_millis() as u32);
+        session.method_pref(MethodType::CryptCs, ciphers()).map_err(broken)?;
+        session.method_pref(MethodType::CryptSc, ciphers()).map_err(broken)?;
+        let known = KnownKeys::read(&identity.known_hosts)?;
+        if let Some(algorithms) = known.preferred_algorithms(&session, endpoint)? {
+            session.method_pref(MethodType::HostKey, &algorithms).map_err(broken)?;
+        }
+        session.set_tcp_stream(stream);
+        session.handshake().map_err(broken)?;
+        let first_seen = check_host_key(&session, endpoint, &label, identity, &known)?;
+        authenticate(&session, endpoint, &label, identity)?;
+        session.set_timeout(SILENCE_LIMIT.as_millis() as u32);
+        Ok(Ssh { session, endpoint: endpoint.clone(), identity: identity.clone(), label, first_seen })
+    }
+}
+
+fn connect_tcp(endpoint: &SshEndpoint, label: &str, timeout: Duration) -> Result<TcpStream> {
+    let unreachable = |why: String| Error::SshUnreachable { host: label.into(), why };
+    let addresses = (endpoint.host.as_str(), endpoint.port)
+        .to_socket_addrs()
+        .map_err(|e| unreachable(format!("the name was not found: {e}")))?;
+    let mut why = "the name has no address".to_owned();
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, timeout) {
+            Ok(stream) => {
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Err(e) => why = e.to_string(),
+        }
+    }
+    Err(unreachable(why))
+}
+
+/// The lines of known_hosts that libssh2 can read. `@revoked` and `@cert-authority` lines are not among
+/// them; a revoked key is refused here, by its own text.
+struct KnownKeys {
+    path: PathBuf,
+    lines: Vec<String>,
+    revoked: Vec<String>,
+}
+
+const KEY_TYPES: &[(&str, &str)] = &[
+    ("ssh-ed25519", "ssh-ed25519"),
+    ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp256"),
+    ("ecdsa-sha2-nistp384", "ecdsa-sha2-nistp384"),
+    ("ecdsa-sha2-nistp521", "ecdsa-sha2-nistp521"),
+    ("ssh-rsa", "rsa-sha2-512,rsa-sha2-256,ssh-rsa"),
+];
+
+impl KnownKeys {
+    fn read(path: &Path) -> Result<KnownKeys> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(e).on("read", path),
+        };
+        let mut keys = KnownKeys { path: path.into(), lines: Vec::new(), revoked: Vec::new() };
+        for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
+            if let Some(rest) = line.strip_prefix("@revoked") {
+                keys.revoked.extend(rest.split_whitespace().nth(2).map(str::to_owned));
+            } else if !line.starts_with('@') {
+                keys.lines.push(line.to_owned());
+            }
+        }
+        Ok(keys)
+    }
+
+    fn check(
+        &self,
+        session: &Session,
+        endpoint: &SshEndpoint,
+        key: &[u8],
+        only: &str,
+    ) -> Result<CheckResult> {
+        let error = |e: ssh2::Error| Error::File {
+            action: "understand",
+            path: self.path.clone(),
+            source: std::io::Error::other(e.message().to_owned()),
+        };
+        let mut known = session.known_hosts().map_err(error)?;
+        for line in
+            self.lines.iter().filter(|l| l.split_whitespace().nth(1).is_some_and(|t| t.contains(only)))
+        {
+            // A line it cannot read is a line that OpenSSH would pass over as well.
+            let _ = known.read_str(line, KnownHostFileKind::OpenSSH);
+        }
+        // Not check_port: it falls back to an entry without a port, which is another server's (port 22).
+        Ok(match endpoint.port {
+            22 => known.check(&endpoint.host, key),
+            port => known.check(&format!("[{}]:{port}", endpoint.host), key),
+        })
+    }
+
+    /// Host key algorithms with the types first that are known for this host: otherwise a host known by
+    /// its RSA key would seem changed when it offers its Ed25519 key.
+    fn preferred_algorithms(&self, session: &Session, endpoint: &SshEndpoint) -> Result<Option<String>> {
+        let (mut known, mut others) = (Vec::new(), Vec::new());
+        for (key_type, algorithms) in KEY_TYPES {
+            let never_a_key = key_type.as_bytes();
+            let found = self.check(session, endpoint, never_a_key, key_type)?;
+            let list = if matches!(found, CheckResult::Mismatch) { &mut known } else { &mut others };
+            list.push(*algorithms);
+        }
+        if known.is_empty() {
+            return Ok(None);
+        }
+        known.append(&mut others);
+        Ok(Some(known.join(",")))
+    }
+}
+
+fn fingerprint(key: &[u8]) -> String {
+    format!("SHA256:{}", STANDARD_NO_PAD.encode(Sha256::digest(key)))
+}
+
+fn check_host_key(
+    session: &Session,
+    endpoint: &SshEndpoint,
+    label: &str,
+    identity: &Identity,
+    known: &KnownKeys,
+) -> Result<Option<String>> {
+    let host = label.to_owned();
+    let Some((key, key_type)) = session.host_key() else {
+        return Err(Error::SshUnreachable { host, why: "it showed no host key".into() });
+    };
+    let offered = fingerprint(key);
+    let encoded = base64::engine::general_purpose::STANDARD.encode(key);
+    if known.revoked.contains(&encoded) {
+        return Err(Error::HostKeyRevoked { host, offered, file: identity.known_hosts.clone() });
+    }
+    if let Some(pinned) = &identity.pinned {
+        let same = pinned.trim_end_matches('=') == offered;
+        return if same {
+            Ok(None)
+        } else {
+            Err(Error::HostKeyNotPinned { host, offered, pinned: pinned.clone() })
+        };
+    }
+    match known.check(session, endpoint, key, "")? {
+        CheckResult::Match => Ok(None),
+        CheckResult::NotFound => {
+            remember(&identity.known_hosts, endpoint, key_type, &encoded)?;
+            Ok(Some(offered))
+        }
+        CheckResult::Mismatch => {
+            Err(Error::HostKeyChanged { host, offered, file: identity.known_hosts.clone() })
+        }
+        CheckResult::Failure => {
+            Err(Error::SshUnreachable { host, why: "its host key could not be checked".into() })
+        }
+    }
+}
+
+fn remember(path: &Path, endpoint: &SshEndpoint, key_type: HostKeyType, key: &str) -> Result<()> {
+    durable::create_private_directory(durable::parent(path))?;
+    let name = match endpoint.port {
+        22 => endpoint.host.clone(),
+        port => format!("[{}]:{port}", endpoint.host),
+    };
+    let key_type = match key_type {
+        HostKeyType::Rsa => "ssh-rsa",
+        HostKeyType::Ecdsa256 => "ecdsa-sha2-nistp256",
+        HostKeyType::Ecdsa384 => "ecdsa-sha2-nistp384",
+        HostKeyType::Ecdsa521 => "ecdsa-sha2-nistp521",
+        HostKeyType::Ed25519 => "ssh-ed25519",
+        _ => {
+            let why = "its host key is of a kind that cannot be remembered".into();
+            return Err(Error::SshUnreachable { host: name, why });
+        }
+    };
+    let unfinished = fs::read(path).is_ok_and(|text| text.last().is_some_and(|byte| *byte != b'\n'));
+    let mut file =
+        fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path).on("open", path)?;
+    let line = format!("{}{name} {key_type} {key}\n", if unfinished { "\n" } else { "" });
+    file.write_all(line.as_bytes()).on("write", path)?;
+    file.sync_all().on("sync", path)
+}
+
+/// The agent's keys first, as OpenSSH does; but never so many that the server hangs up (MaxAuthTries is 6)
+/// before the key files have had their turn.
+fn authenticate(session: &Session, endpoint: &SshEndpoint, label: &str, identity: &Identity) -> Result<()> {
+    let user = endpoint.user.as_deref().unwrap_or(&identity.user);
+    let mut tried = Vec::new();
+    let agent_tries = 5usize.saturating_sub(identity.keys.len()).max(1);
+    if std::env::var_os("SSH_AUTH_SOCK").is_some()
+        && let Ok(mut agent) = session.agent()
+        && agent.connect().is_ok()
+        && agent.list_identities().is_ok()
+    {
+        for key in agent.identities().unwrap_or_default().iter().take(agent_tries) {
+            if agent.userauth(user, key).is_ok() {
+                return Ok(());
+            }
+            tried.push(format!("{} of the SSH agent", crate::error::printable(key.comment())));
+        }
+    }
+    for key in &identity.keys {
+        match session.userauth_pubkey_file(user, None, key, None) {
+            Ok(()) => return Ok(()),
+            Err(e) => tried.push(format!("{} ({})", key.display(), e.message())),
+        }
+    }
+    Err(Error::SshAuthentication {
+        host: label.to_owned(),
+        user: user.to_owned(),
+        tried: if tried.is_empty() { "no key was found".into() } else { tried.join(", ") },
+    })
+}
+
+impl Remote for Ssh {
+    fn exec(&self, command: &str) -> Result<Box<dyn RemoteProcess>> {
+        let broken = |e: ssh2::Error| Error::SshBroken { host: self.label.clone(), why: e.message().into() };
+        let mut channel = self.session.channel_session().map_err(broken)?;
+        channel.exec(command).map_err(broken)?;
+        Ok(Box::new(SshProcess { channel, label: self.label.clone() }))
+    }
+
+    fn again(&self) -> Result<Box<dyn Remote>> {
+        Ok(Box::new(Ssh::connect(&self.endpoint, &self.identity)?))
+    }
+
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn set_patience(&self, limit: Duration) {
+        self.session.set_timeout(limit.as_millis() as u32);
+    }
+
+    fn first_seen(&self) -> Option<&str> {
+        self.first_seen.as_deref()
+    }
+}
+
+struct SshProcess {
+    channel: ssh2::Channel,
+    label: String,
+}
+
+impl Read for SshProcess {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.channel.read(buffer)
+    }
+}
+
+impl Write for SshProcess {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.channel.write(bytes)
+    }
+
+    // Not `channel.flush()`: libssh2's flush throws away what has *arrived* and was not read yet. A write
+    // goes out at once, so there is nothing to do.
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl RemoteProcess for SshProcess {
+    fn send_eof(&mut self) -> std::io::Result<()> {
+        self.channel.send_eof().map_err(std::io::Error::other)
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<Ended> {
+        let broken = |why: String| Error::SshBroken { host: self.label.clone(), why };
+        let mut stderr = Vec::new();
+        let _ = self.channel.stderr().take(64 * 1024).read_to_end(&mut stderr);
+        // What is left of stdout has to be taken, or the end of the stream never comes.
+        std::io::copy(&mut self.channel, &mut std::io::sink()).map_err(|e| broken(e.to_string()))?;
+        self.channel.wait_close().map_err(|e| broken(e.message().to_owned()))?;
+        let killed = self.channel.exit_signal().ok().and_then(|s| s.exit_signal);
+        let status = self.channel.exit_status().map_err(|e| broken(e.message().to_owned()))?;
+        Ok(Ended {
+            status: if killed.is_some() { -1 } else { status },
+            stderr: String::from_utf8_lossy(&stderr).into_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fingerprints_are_openssh_s() {
+        // ssh-keygen -lf prints the SHA-256 of the key blob in base64 without padding.
+        assert_eq!(fingerprint(b""), "SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU");
+    }
+}
