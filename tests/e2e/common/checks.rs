@@ -30,7 +30,14 @@ pub fn snapshot(host: &Host) -> Snapshot {
         ] {
             facts.insert(format!("server: {name}"), host.one(sql));
         }
-        facts.insert("server: in backup".into(), in_backup(host));
+        // A session of a command that has just ended may take a moment to go.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(15);
+        let mut left = in_backup(host);
+        while !left.is_empty() && std::time::Instant::now() < deadline {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            left = in_backup(host);
+        }
+        facts.insert("server: in backup".into(), left);
         facts.insert("server: timeline".into(), host.timeline().to_string());
         digest_tables(host, &mut facts);
         // What lies in memory goes to the disk now, not between two snapshots.
