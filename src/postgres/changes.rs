@@ -47,8 +47,8 @@ pub struct Changes {
     /// Databases that were created or dropped: anything in them may be new.
     databases: HashSet<u32>,
     bytes: usize,
-    /// `wal_log_hints` was off at some time: hints may have been written that no WAL tells of.
-    pub hints_unlogged: bool,
+    /// Settings were changed at some time, `wal_log_hints` perhaps: what it was before is not told.
+    pub parameters_changed: bool,
 }
 
 /// Of one relation.
@@ -164,7 +164,7 @@ impl Changes {
             relations: HashMap::new(),
             databases: HashSet::new(),
             bytes: 0,
-            hints_unlogged: false,
+            parameters_changed: false,
         })
     }
 
@@ -282,9 +282,8 @@ impl Changes {
         let data = record.main_data()?;
         // max_wal_senders came in between with 12.
         let at = if self.version.num() >= 120_000 { 20 } else { 16 };
-        let (wal_level, hints) = (u32_at(data, at)?, *data.get(at + 4)?);
-        self.hints_unlogged |= hints == 0;
-        (wal_level > 0).then_some(())
+        self.parameters_changed = true;
+        (u32_at(data, at)? > 0).then_some(())
     }
 
     /// All of them.

@@ -3,6 +3,7 @@
 use super::{Ended, Identity, Remote, RemoteProcess, SILENCE_LIMIT, label, run};
 use crate::blurb::SshEndpoint;
 use crate::error::{Error, Result};
+use crate::process::wait_for as wait_until;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::User;
 use std::io::{ErrorKind, Read, Write};
@@ -44,7 +45,9 @@ impl System {
             return Err(failed("that is no name of a host".into()));
         }
         let program = which::which("ssh").map_err(|_| failed("there is no ssh in the PATH".into()))?;
-        let mut arguments: Vec<String> = ["-T", "-x", "-a", "-o", "BatchMode=yes"].map(str::to_owned).into();
+        // No shared connection: its master would keep our pipes open, and each session is to have a processor of its own.
+        let mut arguments: Vec<String> =
+            ["-T", "-x", "-a", "-S", "none", "-o", "BatchMode=yes"].map(str::to_owned).into();
         if let Some(configuration) = &identity.configuration {
             arguments.extend(["-F".to_owned(), configuration.display().to_string()]);
         }
@@ -219,7 +222,16 @@ impl RemoteProcess for Piped {
             return Err(Error::SshBroken { host: host.clone(), why: error.to_string() });
         }
         let program = if self.host.is_some() { "ssh" } else { "sh" };
-        let status = self.child.wait().map_err(|source| Error::Spawn { program: program.into(), source })?;
+        let failed = |source| Error::Spawn { program: program.into(), source };
+        let limit = self.limit;
+        let ended = wait_until(limit, || self.child.try_wait().map_err(failed))?;
+        let status = match ended {
+            Some(status) => status,
+            None => {
+                let _ = self.child.kill();
+                self.child.wait().map_err(failed)?
+            }
+        };
         let stderr = self.stderr.take().and_then(|reader| reader.join().ok()).unwrap_or_default();
         let stderr = String::from_utf8_lossy(&stderr).into_owned();
         Ok(Ended { status: status.code().unwrap_or(-1), stderr })

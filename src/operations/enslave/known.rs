@@ -123,7 +123,7 @@ pub fn own(
         return Ok(Err(format!("the WAL here ends at {end}, before what was written out")));
     }
     let hints_are_logged = control.data_checksum_version > 0
-        || control.wal_log_hints && !ours.is_standby && !changes.hints_unlogged;
+        || control.wal_log_hints && !ours.is_standby && !changes.parameters_changed;
     if parted.is_some() && !hints_are_logged {
         return Ok(Err("it has neither checksums nor wal_log_hints".into()));
     }
