@@ -16,3 +16,4 @@ pub mod source;
 pub mod stream;
 pub mod target;
 pub mod walk;
+mod write;

@@ -3,6 +3,7 @@
 use super::blocks::{self, Reader};
 use super::protocol::*;
 use super::stream::{Answer, Stream};
+use super::write::{Heap, Target};
 use crate::durable::{self, Context};
 use crate::error::{Error, Result};
 use crate::postgres::changes::{Changes, Touched};
@@ -18,8 +19,8 @@ use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Where the roots of a manifest lie here: 0 is PGDATA, the others are tablespaces by OID.
@@ -169,8 +170,9 @@ impl Manner {
     }
 }
 
-/// So many bytes of a part go to the disk at once, while the next part comes.
-const WORTH_WRITING: u64 = 1 << 20;
+/// A file of so many bytes is written past the page cache. Smaller ones are many, and would each be a request of their
+/// own to the disk.
+const LARGE: u64 = 1 << 20;
 
 /// Parts asked for ahead of their arrival, per stream: enough to hide the round trip of a long line,
 /// small enough that the requests fit into the pipes on the way.
@@ -213,7 +215,7 @@ pub fn copy(
         known,
         progress,
         seed: random(),
-        next: Mutex::new(Cursor::default()),
+        next: Mutex::new(Queue { next_file: 0, begun: vec![Begun::default(); streams.len()] }),
         stop: AtomicBool::new(false),
         first_error: Mutex::new(None),
         written: AtomicU64::new(0),
@@ -223,9 +225,11 @@ pub fn copy(
         more_suspects: AtomicU64::new(0),
     };
     std::thread::scope(|scope| {
-        for stream in streams.iter_mut() {
-            scope.spawn(|| {
-                if let Err(error) = shared.run(stream) {
+        for (n, stream) in streams.iter_mut().enumerate() {
+            let shared = &shared;
+            scope.spawn(move || {
+                let outcome = std::thread::scope(|scope| shared.run(n, stream, Heap::new(scope)));
+                if let Err(error) = outcome {
                     shared.stop.store(true, Ordering::Relaxed);
                     shared.first_error.lock().expect("no panic in a worker").get_or_insert(error);
                 }
@@ -263,21 +267,32 @@ fn random() -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// The next part that nobody has taken.
-#[derive(Default)]
-struct Cursor {
-    /// The file after the one that parts are taken of.
+/// What nobody has taken yet.
+struct Queue {
     next_file: u32,
-    /// What is left of the file, the last range first.
+    /// The file that each stream is at. Two of them that write to one file would wait for each other.
+    begun: Vec<Begun>,
+}
+
+/// What is left of a file, the last range first.
+#[derive(Clone, Default)]
+struct Begun {
+    file: u32,
     left: Vec<Range<u64>>,
     /// The file has something to be compared with.
     compare: bool,
 }
 
+impl Begun {
+    fn bytes(&self) -> u64 {
+        self.left.iter().map(|range| range.end - range.start).sum()
+    }
+}
+
 /// A file that is being written.
 struct Current {
     file: u32,
-    handle: File,
+    to: Arc<Target>,
     /// The first page of it, where its pages are verified.
     first_block: Option<u32>,
 }
@@ -289,7 +304,7 @@ struct Shared<'a> {
     known: Option<&'a Changes>,
     progress: &'a Progress,
     seed: u64,
-    next: Mutex<Cursor>,
+    next: Mutex<Queue>,
     stop: AtomicBool,
     first_error: Mutex<Option<Error>>,
     written: AtomicU64,
@@ -304,7 +319,8 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    fn run(&self, stream: &mut Stream) -> Result<()> {
+    /// What the `n`th stream does.
+    fn run(&self, n: usize, stream: &mut Stream, mut heap: Heap) -> Result<()> {
         let mut ahead: VecDeque<Part> = VecDeque::new();
         let mut ahead_bytes = 0;
         let mut current: Option<Current> = None;
@@ -314,10 +330,10 @@ impl Shared<'_> {
             while ahead.is_empty()
                 || ahead_bytes < AHEAD_PARTS * self.manner.part() && ahead.len() < AHEAD_REQUESTS
             {
-                let Some(part) = self.next_part()? else { break };
+                let Some(part) = self.next_part(n)? else { break };
                 if part.range.length == 0 {
                     // Empty files need no question: were they to grow now, the WAL has it.
-                    self.open(part.file)?;
+                    self.open(part.file, false)?;
                     continue;
                 }
                 if part.compare {
@@ -335,47 +351,45 @@ impl Shared<'_> {
                 }
             }
             stream.flush()?;
-            let Some(part) = ahead.pop_front() else { return Ok(()) };
+            let Some(part) = ahead.pop_front() else { return heap.finish() };
             ahead_bytes -= part.range.length;
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            self.receive(stream, &part, &mut current)?;
+            self.receive(stream, &part, &mut current, &mut heap)?;
         }
     }
 
-    fn next_part(&self) -> Result<Option<Part>> {
-        let mut next = self.next.lock().expect("no panic in a worker");
-        loop {
-            let Some(range) = next.left.last_mut() else {
-                if next.next_file as usize >= self.work.files() {
-                    return Ok(None);
-                }
-                self.begin_file(&mut next)?;
-                continue;
-            };
-            let (offset, length) = (range.start, (range.end - range.start).min(self.manner.part()));
-            range.start += length;
-            if range.is_empty() {
-                next.left.pop();
-            }
-            let file = next.next_file - 1;
-            let (root, path) = self.work.path(file);
-            let range = ReadRange { root, path, offset, length };
-            return Ok(Some(Part { file, range, compare: next.compare }));
+    /// The next part for the `n`th stream: of its file, else of a new one, else of that of which most is left.
+    fn next_part(&self, n: usize) -> Result<Option<Part>> {
+        let mut queue = self.next.lock().expect("no panic in a worker");
+        while queue.begun[n].left.is_empty() && (queue.next_file as usize) < self.work.files() {
+            let file = queue.next_file;
+            queue.next_file += 1;
+            queue.begun[n] = self.begin(file)?;
         }
+        let begun = match queue.begun[n].left.is_empty() {
+            false => &mut queue.begun[n],
+            true => queue.begun.iter_mut().max_by_key(|begun| begun.bytes()).expect("there is a stream"),
+        };
+        let Some(range) = begun.left.last_mut() else { return Ok(None) };
+        let (offset, length) = (range.start, (range.end - range.start).min(self.manner.part()));
+        range.start += length;
+        if range.is_empty() {
+            begun.left.pop();
+        }
+        let (root, path) = self.work.path(begun.file);
+        let range = ReadRange { root, path, offset, length };
+        Ok(Some(Part { file: begun.file, range, compare: begun.compare }))
     }
 
-    /// Finds what has to be looked at of the next file.
-    fn begin_file(&self, next: &mut Cursor) -> Result<()> {
-        let file = next.next_file;
-        next.next_file += 1;
+    /// Finds what has to be looked at of a file.
+    fn begin(&self, file: u32) -> Result<Begun> {
         let (root, path) = self.work.path(file);
         let size = self.work.size(file);
         let found = if self.manner.compare { self.make_comparable(root, &path, size)? } else { None };
-        next.compare = found.is_some();
         let touched = self.known.map_or(Touched::Unknown, |known| known.of_file(&in_data(root, &path)));
-        next.left = match (found, touched) {
+        let mut left = match (found, touched) {
             (Some(found), Touched::Only(ranges)) => {
                 let wanted = to_be_compared(ranges, found, size);
                 let passed_over = size - wanted.iter().map(|range| range.end - range.start).sum::<u64>();
@@ -385,8 +399,8 @@ impl Shared<'_> {
             }
             _ => std::iter::once(0..size).collect(),
         };
-        next.left.reverse();
-        Ok(())
+        left.reverse();
+        Ok(Begun { file, left, compare: found.is_some() })
     }
 
     /// The size of the file that is here, which is not empty; it has the size of the source's then.
@@ -423,51 +437,42 @@ impl Shared<'_> {
         self.roots.path(root, &relative).ok_or(Error::UnknownRoot { root })
     }
 
-    fn open(&self, file: u32) -> Result<Current> {
+    /// Opens a file, and makes it if it is not here. What is new has its size at once, for it may end in a hole.
+    fn open(&self, file: u32, is_new: bool) -> Result<Current> {
         let path = self.full_path(file)?;
         let (root, relative) = self.work.path(file);
         // No truncation: another stream may have begun with another part of it.
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(self.work.mode(file) | 0o600);
         let handle = options.custom_flags(nix::libc::O_NOFOLLOW).open(&path).on("create", &path)?;
+        let size = self.work.size(file);
+        if is_new && handle.metadata().on("look at", &path)?.len() < size {
+            handle.set_len(size).on("set the size of", &path)?;
+        }
         let relation = self.manner.verify_since.and_then(|_| relation_of(&in_data(root, &relative)));
         let first_block = relation.map(|relation| relation.segment.wrapping_mul(PAGES_PER_SEGMENT));
-        Ok(Current { file, handle, first_block })
+        let to = Arc::new(Target::new(handle, &path, is_new && size >= LARGE));
+        Ok(Current { file, to, first_block })
     }
 
-    fn receive(&self, stream: &mut Stream, part: &Part, current: &mut Option<Current>) -> Result<()> {
+    fn receive(
+        &self,
+        stream: &mut Stream,
+        part: &Part,
+        current: &mut Option<Current>,
+        heap: &mut Heap,
+    ) -> Result<()> {
+        if current.as_ref().is_none_or(|current| current.file != part.file) {
+            *current = Some(self.open(part.file, !part.compare)?);
+        }
+        let current = current.as_ref().expect("opened above");
         let end = part.range.offset + part.range.length;
-        let mut written_to = part.range.offset;
-        let mut written = 0;
         loop {
-            let answer = stream.next(part.range.offset..end)?;
-            if let Answer::Done(done) = answer {
-                if done == Done::Whole && !part.compare && written_to < end {
-                    // A new file ends in a hole, which needs an end. Not by its size, which another stream may have
-                    // made larger.
-                    let current = self.open(part.file)?;
-                    current.handle.write_all_at(&[0], end - 1).on("write", &self.full_path(part.file)?)?;
-                }
-                self.done(part, done);
-                // Smaller ones are many, and would each be a request of their own to the disk.
-                if written >= WORTH_WRITING {
-                    let current = current.as_ref().expect("it was written to");
-                    durable::begin_writing(&current.handle, part.range.offset..written_to);
-                }
-                return Ok(());
-            }
-            if current.as_ref().is_none_or(|current| current.file != part.file) {
-                *current = Some(self.open(part.file)?);
-            }
-            let current = current.as_ref().expect("opened above");
-            match answer {
+            match stream.next(part.range.offset..end)? {
                 Answer::Data(block) => {
                     self.check_pages(current, block.offset, block.bytes);
-                    let outcome = current.handle.write_all_at(block.bytes, block.offset);
-                    outcome.on("write", &self.full_path(part.file)?)?;
+                    heap.add(&current.to, block.bytes, block.offset)?;
                     let n = block.bytes.len() as u64;
-                    written_to = block.offset + n;
-                    written += n;
                     self.written.fetch_add(n, Ordering::Relaxed);
                     if !part.compare {
                         self.progress.add(n);
@@ -476,11 +481,15 @@ impl Shared<'_> {
                 // A file that was made anew has a hole there.
                 Answer::Zero(_, length) if !part.compare => self.progress.add(length),
                 Answer::Zero(offset, length) => {
-                    let outcome = write_zeroes(&current.handle, offset, length);
+                    let outcome = write_zeroes(current.to.file(), offset, length);
                     outcome.on("write", &self.full_path(part.file)?)?;
                     self.written.fetch_add(length, Ordering::Relaxed);
                 }
-                Answer::Done(_) => unreachable!("answered above"),
+                Answer::Done(done) => {
+                    heap.flush(&current.to)?;
+                    self.done(part, done);
+                    return Ok(());
+                }
             }
         }
     }
@@ -554,14 +563,14 @@ impl Shared<'_> {
             let mut left = Vec::new();
             for (file, at) in suspects {
                 check_interrupt()?;
-                let ((root, path), current) = (self.work.path(file), self.open(file)?);
+                let ((root, path), current) = (self.work.path(file), self.open(file, false)?);
                 let range = ReadRange { root, path, offset: at, length: PAGE as u64 };
                 let page = stream.read_part(&range)?.unwrap_or_default();
                 if page.len() < PAGE {
                     // Truncated or dropped by now.
                     continue;
                 }
-                current.handle.write_all_at(&page, at).on("write", &self.full_path(file)?)?;
+                current.to.file().write_all_at(&page, at).on("write", &self.full_path(file)?)?;
                 let first = current.first_block.expect("only such files have suspects");
                 if !self.is_sound(&page, first, at) {
                     left.push((file, at));
@@ -700,7 +709,7 @@ mod tests {
             &Progress::new(Voice::Quiet),
         );
         assert!(error.unwrap_err().to_string().contains("not asked for"));
-        assert!(!target.path().join("x").exists());
+        assert_eq!(fs::read(target.path().join("x")).unwrap(), [0; 8192], "nothing of it was written");
     }
 
     /// Copies `data` over what is in `target`.
