@@ -17,6 +17,7 @@ prepare_backrest() {
 [global]
 repo1-path=$work/a/repo
 lock-path=$work/a/spool
+spool-path=$work/a/spool
 log-level-file=off
 compress-type=zst
 compress-level=1
@@ -38,6 +39,7 @@ repo1-host-port=$ssh_port
 repo1-host-config=$work/backrest-there.conf
 cmd-ssh=$work/ssh
 lock-path=$work/b
+spool-path=$work/b
 log-level-file=off
 process-max=$(nproc)
 [bench]
@@ -77,12 +79,12 @@ full() {
     done
 }
 
-# One row in a thousand, spread over all: pages that are some 1 % to 2 % of all.
+# Spread over all: pages that are some 1 % to 2 % of all.
 change() {
     if [ "$noise" = 0 ]; then
         psql -c "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid % 6000 = $1" postgres
     else
-        psql -c "UPDATE noise SET id = id WHERE id % 400 = $1" postgres
+        psql -c "UPDATE noise SET bytes = bytes(id) WHERE id % 100 = $1" postgres
     fi
     psql -c CHECKPOINT postgres
 }

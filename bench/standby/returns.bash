@@ -89,12 +89,15 @@ promote() {
     stop_standby && forget
 }
 
-# rate NAME: transactions in a second of a pgbench on the primary, and of one while a copy is made
+# Transactions in a second of a pgbench on the primary: alone, after a checkpoint (from which on every page goes into the
+# WAL as a whole once, in every base backup), and while a copy is made
 rate() { there "$pg/pgbench" -h "$work/a" -p "$port" -U postgres -n -c 4 -T 10 postgres 2>/dev/null | awk '/^tps/ { print $3 }'; }
 load() {
     local round tps
     for ((round = 0; round < runs; round++)); do
         rate >>"$work/tps.alone"
+        psql -c CHECKPOINT postgres
+        rate >>"$work/tps.checkpoint"
         rm -rf "$work/b/data"
         here "$work/b/bin/pgmahout" --quiet enslave --info "$work/blurb" --max-rate 100M >/dev/null &
         sleep 1

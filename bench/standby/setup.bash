@@ -10,7 +10,7 @@ if [ "$(id -u)" = 0 ]; then
     chown dotcloud "$work"
 fi
 chmod 755 "$work"
-space=() device=lo address=127.0.0.1
+space=() lines=() device=lo address=127.0.0.1
 # On the target's side, and on the source's
 here() { env -i PATH="$PATH" HOME="$work/b" "${space[@]}" "${as[@]}" "$@"; }
 there() { env -i PATH="$PATH" HOME="$work/a" "${from[@]}" "${as[@]}" "$@"; }
@@ -21,27 +21,58 @@ cleanup() {
         there "$pg/pg_ctl" -D "$data" -m immediate -s stop 2>/dev/null || true
     done
     if pid=$(cat "$work/sshd.pid" 2>/dev/null); then kill "$pid" 2>/dev/null || true; fi
-    [ -z "$link" ] || { ip netns del "pgmahout-a-$$" && ip netns del "pgmahout-b-$$"; } 2>/dev/null || true
+    [ ${#lines[@]} = 0 ] || kill "${lines[@]}" 2>/dev/null || true
+    [ -z "$link" ] || { ip netns del "$(side_of a)" && ip netns del "$(side_of b)"; } 2>/dev/null || true
     rm -rf "$work"
 }
 trap cleanup EXIT
 
 # --- the line, sshd, the data ---------------------------------------------------------------------
 
+# side_of SIDE: its namespace
+side_of() { echo "pgmahout-$1-$$"; }
 if [ -n "$link" ]; then
-    rate=${link%,*} delay=${link#*,}
+    rate=${link%,*} delay=0ms
+    [[ $link != *,* ]] || delay=${link#*,}
+    half=$(awk -v d="${delay%ms}" 'BEGIN { print d / 2 }')
     for side in a b; do
-        ip netns add "pgmahout-$side-$$"
-        ip -n "pgmahout-$side-$$" link set lo up
+        ip netns add "$(side_of $side)"
+        ip -n "$(side_of $side)" link set lo up
     done
-    ip link add "pgm-a" netns "pgmahout-a-$$" type veth peer name "pgm-b" netns "pgmahout-b-$$"
-    half=$(awk -v d="${delay%ms}" 'BEGIN { print d / 2 "ms" }')
+    ip link add pgm-a netns "$(side_of a)" type veth peer name pgm-b netns "$(side_of b)"
+    shape() { ip netns exec "$(side_of "$1")" tc qdisc add dev "pgm-$1" root "${@:2}"; }
+    device=pgm-b address=10.99.0.1
+    if shape a netem delay "${half}ms" rate "$rate" limit 10000 2>/dev/null; then
+        shape b netem delay "${half}ms" rate "$rate" limit 10000
+    elif [ "$delay" = 0ms ]; then
+        for side in a b; do shape $side tbf rate "$rate" burst 256k latency 50ms; done
+    else
+        # A kernel without netem
+        device=tun0
+        bits=$(numfmt --from=si "$(tr kmg KMG <<<"${rate%bit}")") seconds=$(awk -v h="$half" 'BEGIN { print h / 1000 }')
+        lines=()
+        for ends in "a 1 b" "b 2 a"; do
+            read -r side n other <<<"$ends"
+            ip netns exec "$(side_of "$side")" python3 bench/standby/line.py "10.99.0.$n/24" "$work/line-$side" \
+                "$work/line-$other" "$bits" "$seconds" &
+            lines+=($!)
+        done
+    fi
+    if [ "$device" = pgm-b ]; then
+        for ends in "a 1" "b 2"; do
+            read -r side n <<<"$ends"
+            ip -n "$(side_of "$side")" address add "10.99.0.$n/24" dev "pgm-$side"
+            ip -n "$(side_of "$side")" link set "pgm-$side" up
+        done
+    fi
+    from=(ip netns exec "$(side_of a)") space=(ip netns exec "$(side_of b)")
+    limit=$((SECONDS + 20))
     for side in a b; do
-        ip -n "pgmahout-$side-$$" address add "10.99.0.$([ "$side" = a ] && echo 1 || echo 2)/24" dev "pgm-$side"
-        ip -n "pgmahout-$side-$$" link set "pgm-$side" up
-        ip netns exec "pgmahout-$side-$$" tc qdisc add dev "pgm-$side" root netem delay "$half" rate "$rate" limit 10000
+        until ip -n "$(side_of $side)" address show | grep -q 'inet 10\.99\.0\.'; do
+            [ $SECONDS -lt $limit ] || { echo "the line between the namespaces does not come up" >&2 && exit 1; }
+            sleep 0.1
+        done
     done
-    from=(ip netns exec "pgmahout-a-$$") space=(ip netns exec "pgmahout-b-$$") device=pgm-b address=10.99.0.1
 fi
 binary=${PGMAHOUT_BIN:-$(find target -path '*/release/pgmahout' -type f -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2)}
 port=$((21000 + RANDOM % 4000)) ssh_port=$((25000 + RANDOM % 4000))
@@ -69,7 +100,7 @@ CONF
     there "$pg/initdb" -k -D "$work/a/data" -U postgres
     cat >>"$work/a/data/postgresql.conf" <<CONF
 port = $port
-listen_addresses = '$address'
+listen_addresses = '127.0.0.1,$address'
 unix_socket_directories = '$work/a'
 shared_buffers = 256MB
 max_wal_size = 8GB
@@ -96,9 +127,12 @@ CONF
         there "$pg/pgbench" -h "$work/a" -p "$port" -U postgres -q -i -s "$scale" postgres
     else
         psql postgres <<SQL
+CREATE EXTENSION pgcrypto;
+-- Four chunks of TOAST, which fill a page
+CREATE FUNCTION bytes(int) RETURNS bytea LANGUAGE sql VOLATILE AS
+    'SELECT string_agg(gen_random_bytes(998), NULL) FROM generate_series(1, 8) WHERE \$1 IS NOT NULL';
 CREATE TABLE noise (id int, bytes bytea); ALTER TABLE noise ALTER bytes SET STORAGE EXTERNAL;
-INSERT INTO noise SELECT g, (SELECT string_agg(decode(md5(random()::text || g || i), 'hex'), '') FROM generate_series(1, 110) i)
-    FROM generate_series(1, $noise * 512) g;
+INSERT INTO noise SELECT n, bytes(n) FROM generate_series(1, $noise * 125) n;
 VACUUM FREEZE noise;
 SQL
     fi

@@ -16,8 +16,10 @@ enum Coding {
     Zstd(i32),
 }
 
-/// What `auto` climbs, from the first rung.
-const LADDER: [Coding; 4] = [Coding::Lz4, Coding::Zstd(1), Coding::Zstd(3), Coding::Zstd(9)];
+/// What `auto` goes up and down.
+const LADDER: [Coding; 5] = [Coding::Plain, Coding::Lz4, Coding::Zstd(1), Coding::Zstd(3), Coding::Zstd(9)];
+/// Where it begins.
+const FIRST: usize = 1;
 
 /// A rung is judged over so much time, and so many bytes on the wire: what stands in the buffers on the way must not
 /// decide.
@@ -25,56 +27,89 @@ const TRIAL: Duration = Duration::from_millis(700);
 const TRIAL_BYTES: u64 = 4 << 20;
 /// A judgement holds for so long: other files compress in another way.
 const HOLDS: Duration = Duration::from_secs(20);
-/// A stronger method has to bring so much more.
+/// A stronger method has to bring so much more; a weaker one may bring so much less.
 const GAIN: f64 = 1.05;
+/// A stronger method is tried only where at least this share of the time was spent waiting for the line: where it was
+/// not, the processors are what there is too little of.
+const WAITING: f64 = 0.5;
+/// A weaker one is tried only where compression leaves more than this.
+const POOR: f64 = 0.7;
 
 /// Where `auto` stands.
 struct Climb {
     rung: usize,
-    /// What the rung below brought, while this one is on trial.
-    below: Option<f64>,
+    /// What another rung brought, while this one is on trial: which, and how much.
+    before: Option<(usize, f64)>,
     begin: Instant,
     plain: u64,
     wire: u64,
+    /// Waiting for the line since then.
+    waited: Duration,
     /// Until when nothing is tried.
     settled_until: Option<Instant>,
 }
 
 impl Climb {
     fn new() -> Climb {
-        Climb { rung: 0, below: None, begin: Instant::now(), plain: 0, wire: 0, settled_until: None }
+        Climb {
+            rung: FIRST,
+            before: None,
+            begin: Instant::now(),
+            plain: 0,
+            wire: 0,
+            waited: Duration::ZERO,
+            settled_until: None,
+        }
     }
 
     fn again(&mut self, now: Instant) {
-        (self.begin, self.plain, self.wire) = (now, 0, 0);
+        (self.begin, self.plain, self.wire, self.waited) = (now, 0, 0, Duration::ZERO);
     }
 
-    /// Counts a block; at the end of a trial goes up, stays, or goes back.
-    fn count(&mut self, plain: usize, wire: usize, now: Instant) {
+    fn settle(&mut self, rung: usize, now: Instant) {
+        (self.rung, self.before, self.settled_until) = (rung, None, Some(now + HOLDS));
+    }
+
+    /// Counts a block; at the end of a trial goes up or down, stays, or goes back.
+    fn count(&mut self, plain: usize, wire: usize, waited: Duration, now: Instant) {
         if self.settled_until.is_some_and(|until| now < until) {
             return;
         }
         if self.settled_until.take().is_some() {
-            // What was right may be too strong by now.
-            self.rung = self.rung.saturating_sub(1);
+            // What was right may be too strong by now, or too weak.
+            self.rung = self.rung.saturating_sub(1).max(FIRST);
             self.again(now);
         }
         self.plain += plain as u64;
         self.wire += wire as u64;
+        self.waited += waited;
         let took = now - self.begin;
         if took < TRIAL || self.wire < TRIAL_BYTES {
             return;
         }
         let rate = self.plain as f64 / took.as_secs_f64();
-        let pays = self.below.is_none_or(|below| rate > below * GAIN);
-        if pays && self.rung + 1 < LADDER.len() {
-            self.below = Some(rate);
-            self.rung += 1;
-        } else {
-            // At the top, or one too far up.
-            self.rung -= usize::from(!pays);
-            self.below = None;
-            self.settled_until = Some(now + HOLDS);
+        let stronger = (self.rung + 1 < LADDER.len()
+            && self.waited.as_secs_f64() > WAITING * took.as_secs_f64())
+        .then_some(self.rung + 1);
+        let poor = self.wire as f64 > POOR * self.plain as f64;
+        match self.before {
+            // A weaker one was tried: the cheaper stays if it does as well.
+            Some((before, brought)) if self.rung < before => {
+                let keep = rate * GAIN >= brought;
+                self.settle(if keep { self.rung } else { before }, now);
+            }
+            Some((before, brought)) if rate <= brought * GAIN => self.settle(before, now),
+            None if poor && self.rung == FIRST => {
+                self.before = Some((self.rung, rate));
+                self.rung -= 1;
+            }
+            _ => match stronger {
+                Some(next) => {
+                    self.before = Some((self.rung, rate));
+                    self.rung = next;
+                }
+                None => self.settle(self.rung, now),
+            },
         }
         self.again(now);
     }
@@ -140,9 +175,11 @@ impl Encoder {
         self.scratch[0] = tag;
         self.scratch[1..9].copy_from_slice(&offset.to_le_bytes());
         self.scratch[9..HEADER].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+        let begin = Instant::now();
         write_frame(to, Kind::Data, &self.scratch)?;
         if self.wanted == Compression::Auto {
-            self.climb.count(bytes.len(), self.scratch.len(), Instant::now());
+            let now = Instant::now();
+            self.climb.count(bytes.len(), self.scratch.len(), now - begin, now);
         }
         Ok(())
     }
@@ -290,41 +327,58 @@ mod tests {
         assert_eq!(encoder.coding(), Coding::Lz4);
     }
 
-    /// Plain bytes per second that a link brings with each rung: it ends where it is fastest.
-    fn settles_on(rates: [u64; 4]) -> Coding {
+    /// One second of a trial: so many bytes of files, of which `left` went over the line, which was waited for.
+    fn second(climb: &mut Climb, plain: u64, left: f64, waited: f64, now: &mut Instant) {
+        *now += Duration::from_secs(1);
+        let wire = (plain as f64 * left) as usize;
+        climb.count(plain as usize, wire.max(TRIAL_BYTES as usize), Duration::from_secs_f64(waited), *now);
+    }
+
+    const MB: u64 = 1 << 20;
+
+    /// Megabytes per second that a link brings with each rung, and what compression leaves: it ends where it is fastest.
+    fn settles_on(rates: [u64; 5], left: f64, waited: f64) -> Coding {
         let (mut climb, mut now) = (Climb::new(), Instant::now());
         climb.begin = now;
         while climb.settled_until.is_none() {
-            let plain = rates[climb.rung];
-            now += Duration::from_secs(1);
-            climb.count(plain as usize, TRIAL_BYTES as usize, now);
+            let rate = rates[climb.rung];
+            second(&mut climb, rate * MB, left, waited, &mut now);
         }
         climb.coding()
     }
 
     #[test]
     fn auto_climbs_as_far_as_it_pays() {
-        const MB: u64 = 1 << 20;
-        assert_eq!(settles_on([900 * MB, 800 * MB, 300 * MB, 90 * MB]), Coding::Lz4);
-        assert_eq!(
-            settles_on([900 * MB, 910 * MB, 300 * MB, 90 * MB]),
-            Coding::Lz4,
-            "hardly more is not more"
-        );
-        assert_eq!(settles_on([230 * MB, 330 * MB, 300 * MB, 90 * MB]), Coding::Zstd(1));
-        assert_eq!(settles_on([2 * MB, 3 * MB, 4 * MB, 5 * MB]), Coding::Zstd(9));
+        assert_eq!(settles_on([0, 900, 800, 300, 90], 0.1, 0.9), Coding::Lz4);
+        assert_eq!(settles_on([0, 900, 910, 300, 90], 0.1, 0.9), Coding::Lz4, "hardly more is not more");
+        assert_eq!(settles_on([0, 230, 330, 300, 90], 0.1, 0.9), Coding::Zstd(1));
+        assert_eq!(settles_on([0, 200, 300, 400, 500], 0.1, 0.9), Coding::Zstd(9));
+    }
+
+    #[test]
+    fn where_the_line_is_not_waited_for_nothing_stronger_is_tried() {
+        assert_eq!(settles_on([0, 200, 300, 400, 500], 0.1, 0.2), Coding::Lz4);
+    }
+
+    #[test]
+    fn what_hardly_compresses_goes_as_it_is_unless_that_is_slower() {
+        assert_eq!(settles_on([300, 200, 900, 900, 900], 0.86, 0.9), Coding::Plain);
+        assert_eq!(settles_on([195, 200, 900, 900, 900], 0.86, 0.9), Coding::Plain, "as fast, and cheaper");
+        assert_eq!(settles_on([100, 115, 900, 900, 900], 0.86, 0.9), Coding::Lz4);
     }
 
     #[test]
     fn it_is_judged_again_after_a_while() {
-        let (mut climb, begin) = (Climb::new(), Instant::now());
-        climb.begin = begin;
-        let second = Duration::from_secs(1);
-        climb.count(100, TRIAL_BYTES as usize, begin + second);
-        climb.count(50, TRIAL_BYTES as usize, begin + 2 * second);
+        let (mut climb, mut now) = (Climb::new(), Instant::now());
+        climb.begin = now;
+        second(&mut climb, 100 * MB, 0.1, 0.9, &mut now);
+        assert_eq!(climb.coding(), Coding::Zstd(1));
+        second(&mut climb, 50 * MB, 0.1, 0.9, &mut now);
         assert_eq!((climb.coding(), climb.settled_until.is_some()), (Coding::Lz4, true));
-        climb.count(50, TRIAL_BYTES as usize, begin + 2 * second + HOLDS);
-        climb.count(50, TRIAL_BYTES as usize, begin + 4 * second + HOLDS);
+        now += HOLDS;
+        climb.count(50, TRIAL_BYTES as usize, Duration::ZERO, now);
+        assert_eq!(climb.coding(), Coding::Lz4);
+        second(&mut climb, 100 * MB, 0.1, 0.9, &mut now);
         assert_eq!(climb.coding(), Coding::Zstd(1));
     }
 
