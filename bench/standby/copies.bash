@@ -53,6 +53,15 @@ backrest_backup() {
     there pgbackrest --config="$work/backrest-there.conf" --stanza=bench --log-level-console=warn --type="$1" backup
 }
 
+# The same over the machine's OpenSSH client
+over_openssh() {
+    echo 'ssh: system' >>"$work/b/pgmahout.yml"
+    rm -rf "$work/b/data"
+    enslave pgmahout-openssh
+    stop_standby && forget
+    sed -i '/^ssh:/d' "$work/b/pgmahout.yml"
+}
+
 full() {
     prepare_backrest >"$work/backrest.log" 2>&1 || { cat "$work/backrest.log" >&2 && exit 1; }
     local round
@@ -60,6 +69,7 @@ full() {
         rm -rf "$work/b/data"
         enslave pgmahout
         stop_standby && forget
+        over_openssh
         if wanted rsync; then
             empty && measure rsync "${rsync[@]}" -e "$(ssh_to ssh)" "$source" "$work/b/data/"
             empty && measure rsync-gcm "${rsync[@]}" -e "$(ssh_to "$gcm")" "$source" "$work/b/data/"
