@@ -17,6 +17,18 @@ const MYSELF: &str = "/proc/self/exe";
 /// It is looked for in `~/bin` and in its cache directory, and taken only when its SHA-256 is ours:
 /// the two ends of the transfer are always the same build.
 pub fn ensure(remote: &dyn Remote, progress: &Progress) -> Result<String> {
+    ensured(remote, look(remote)?, progress)
+}
+
+/// What [`look`] has found on the other side.
+pub struct Found {
+    binary: Vec<u8>,
+    cached: String,
+    path: Option<String>,
+}
+
+/// The first half of [`ensure`], which changes nothing there.
+pub fn look(remote: &dyn Remote) -> Result<Found> {
     let binary = std::fs::read(MYSELF).on("read", Path::new(MYSELF))?;
     let mut hash = String::new();
     for byte in Sha256::digest(&binary) {
@@ -38,9 +50,16 @@ pub fn ensure(remote: &dyn Remote, progress: &Progress) -> Result<String> {
         let host = remote.label().to_owned();
         return Err(Error::OtherMachine { host, theirs: machine.to_owned(), ours });
     }
-    if let Some(path) = marked("pgmahout-found ") {
+    let path = marked("pgmahout-found ").map(str::to_owned);
+    Ok(Found { binary, cached, path })
+}
+
+/// The other half of [`ensure`].
+pub fn ensured(remote: &dyn Remote, found: Found, progress: &Progress) -> Result<String> {
+    let Found { binary, cached, path } = found;
+    if let Some(path) = path {
         progress.detail(format!("agent on {}: {path}", remote.label()));
-        return Ok(shell_word(path));
+        return Ok(shell_word(&path));
     }
     let archive = pack(&binary).on("read", Path::new(MYSELF))?;
     progress.step(format!(

@@ -8,8 +8,8 @@ use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{Lsn, Timeline};
 use crate::process;
 use crate::wire::{self, Fault, Peer, Wire};
-use postgres::types::{FromSql, ToSql};
-use postgres::{Client, Row};
+use postgres::types::{FromSql, ToSql, Type};
+use postgres::{Client, Row, SimpleQueryMessage};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
@@ -79,6 +79,44 @@ pub struct Db {
     pub version: PgVersion,
 }
 
+/// A value for `$1`, `$2`, … of a statement. Its type goes with it, which spares the question how the server takes it:
+/// one way there and back in place of two, for each statement.
+pub trait Parameter: ToSql + Sync {
+    /// What the server is told that it is.
+    fn kind(&self) -> Type;
+
+    /// As the client library has it.
+    fn value(&self) -> &(dyn ToSql + Sync);
+}
+
+macro_rules! parameter {
+    ($($type:ty: $kind:ident),* $(,)?) => {$(
+        impl Parameter for $type {
+            fn kind(&self) -> Type {
+                Type::$kind
+            }
+
+            fn value(&self) -> &(dyn ToSql + Sync) {
+                self
+            }
+        }
+    )*};
+}
+
+// A text is what the statement makes of it (`name`, `text`): unknown, as a literal is.
+parameter! {
+    &str: UNKNOWN, String: UNKNOWN, &String: UNKNOWN, Option<String>: UNKNOWN,
+    Vec<String>: TEXT_ARRAY, &[String]: TEXT_ARRAY, Vec<&str>: TEXT_ARRAY, &[&str]: TEXT_ARRAY,
+    &[u8]: BYTEA, Vec<Vec<u8>>: BYTEA_ARRAY,
+    bool: BOOL, Vec<bool>: BOOL_ARRAY,
+    i32: INT4, i64: INT8, Vec<i64>: INT8_ARRAY,
+    u32: OID, Vec<u32>: OID_ARRAY,
+}
+
+fn typed<'a>(parameters: &[&'a dyn Parameter]) -> Vec<(&'a (dyn ToSql + Sync), Type)> {
+    parameters.iter().map(|parameter| (parameter.value(), parameter.kind())).collect()
+}
+
 fn tls() -> Result<postgres_openssl::MakeTlsConnector> {
     let connector = wire::connector().map_err(|e| Error::Sql { label: "TLS".into(), why: e.to_string() })?;
     let mut tls = postgres_openssl::MakeTlsConnector::new(connector);
@@ -122,9 +160,14 @@ impl Db {
         let client = outcome.map_err(|e| connection_error(target, &e))?;
         let mut db =
             Db { client: Some(client), label: target.label.clone(), version: PgVersion::from_num(0) };
-        let number: String = db.value("SELECT current_setting('server_version_num')", &[])?;
-        db.version = PgVersion::from_num(number.parse().unwrap_or(0));
-        db.run("SET statement_timeout = '60s'")?;
+        let greeting = "SET statement_timeout = '60s'; SELECT current_setting('server_version_num')";
+        db.forget_others_errors();
+        let answers = db.client().simple_query(greeting);
+        let number = answers.map_err(|e| db.error(&e))?.iter().find_map(|answer| match answer {
+            SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+            _ => None,
+        });
+        db.version = PgVersion::from_num(number.unwrap_or(0));
         Ok(db)
     }
 
@@ -157,14 +200,14 @@ impl Db {
     }
 
     /// All rows.
-    pub fn rows(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+    pub fn rows(&mut self, sql: &str, parameters: &[&dyn Parameter]) -> Result<Vec<Row>> {
         self.forget_others_errors();
-        let outcome = self.client().query(sql, parameters);
+        let outcome = self.client().query_typed(sql, &typed(parameters));
         outcome.map_err(|e| self.error(&e))
     }
 
     /// As [`Db::rows`], for what may take long: an interrupt cancels it on the server.
-    pub fn rows_interruptible(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+    pub fn rows_interruptible(&mut self, sql: &str, parameters: &[&dyn Parameter]) -> Result<Vec<Row>> {
         let token = self.client().cancel_token();
         let (done, is_done) = std::sync::mpsc::channel::<()>();
         let watcher = std::thread::spawn(move || {
@@ -186,9 +229,9 @@ impl Db {
     }
 
     /// The one row of a query that returns exactly one.
-    pub fn row(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row> {
+    pub fn row(&mut self, sql: &str, parameters: &[&dyn Parameter]) -> Result<Row> {
         self.forget_others_errors();
-        let outcome = self.client().query_one(sql, parameters);
+        let outcome = self.client().query_typed_one(sql, &typed(parameters));
         outcome.map_err(|e| self.error(&e))
     }
 
@@ -196,7 +239,7 @@ impl Db {
     pub fn value<T: for<'a> FromSql<'a>>(
         &mut self,
         sql: &str,
-        parameters: &[&(dyn ToSql + Sync)],
+        parameters: &[&dyn Parameter],
     ) -> Result<T> {
         let row = self.row(sql, parameters)?;
         row.try_get(0).map_err(|e| self.error(&e))

@@ -26,17 +26,21 @@ subprocess.run(["ip", "address", "add", address, "dev", "tun0"], check=True)
 subprocess.run(["ip", "link", "set", "tun0", "up"], check=True)
 line = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 line.bind(own)
+# Two that wait for each other to take a packet would wait for ever.
+line.setblocking(False)
 queue, queued, free_at = collections.deque(), 0, 0.0
 while True:
-    now = time.monotonic()
+    now, full = time.monotonic(), False
     while queue and queue[0][0] <= now:
-        _, packet = queue.popleft()
-        queued -= len(packet)
         try:
-            line.sendto(packet, other)
+            line.sendto(queue[0][1], other)
+        except BlockingIOError:
+            full = True
+            break
         except OSError:
             pass  # the other end is not there yet, or no more: the packet is lost
-    wait = max(0.0, queue[0][0] - now) if queue else None
+        queued -= len(queue.popleft()[1])
+    wait = max(0.001 if full else 0.0, queue[0][0] - now) if queue else None
     for ready in select.select([tun, line], [], [], wait)[0]:
         if ready is line:
             os.write(tun, line.recv(65536))

@@ -240,9 +240,10 @@ pub struct Lag {
 /// The positions of a standby.
 pub fn positions(db: &mut Db) -> Result<(Option<Lsn>, Option<Lsn>)> {
     let version = db.version;
-    let received = db.lsn(&format!("SELECT {}::text", version.sql_last_wal_receive_lsn()))?;
-    let replayed = db.lsn(&format!("SELECT {}::text", version.sql_last_wal_replay_lsn()))?;
-    Ok((received, replayed))
+    let (received, replayed) = (version.sql_last_wal_receive_lsn(), version.sql_last_wal_replay_lsn());
+    let row = db.row(&format!("SELECT {received}::text, {replayed}::text"), &[])?;
+    let position = |i: usize| row.get::<_, Option<&str>>(i).map(str::parse).transpose();
+    Ok((position(0)?, position(1)?))
 }
 
 /// The lag of the standby `db` behind a primary that ends at `primary_end` (when it could be asked).

@@ -18,8 +18,11 @@ enum Coding {
 
 /// What `auto` goes up and down.
 const LADDER: [Coding; 5] = [Coding::Plain, Coding::Lz4, Coding::Zstd(1), Coding::Zstd(3), Coding::Zstd(9)];
-/// Where it begins.
+/// Where it begins, and what is the weakest for data that compresses.
 const FIRST: usize = 1;
+/// Where it begins when an answer takes longer than that: the farther, the slower the line, and on one of 10 Mbit/s the
+/// first seconds are half of a small copy.
+const FAR: [(Duration, usize); 2] = [(Duration::from_millis(40), 3), (Duration::from_millis(5), 2)];
 
 /// A rung is judged over so much time, and so many bytes on the wire: what stands in the buffers on the way must not
 /// decide.
@@ -32,6 +35,8 @@ const GAIN: f64 = 1.05;
 /// A stronger method is tried only where at least this share of the time was spent waiting for the line: where it was
 /// not, the processors are what there is too little of.
 const WAITING: f64 = 0.5;
+/// Where it was this share, and few bytes passed, nothing has to be tried: the processors have all the time that there is.
+const NOTHING_BUT_WAITING: f64 = 0.9;
 /// A weaker one is tried only where compression leaves more than this.
 const POOR: f64 = 0.7;
 
@@ -50,9 +55,10 @@ struct Climb {
 }
 
 impl Climb {
-    fn new() -> Climb {
+    fn new(distance: Duration) -> Climb {
+        let far = FAR.iter().find(|(farther_than, _)| distance > *farther_than);
         Climb {
-            rung: FIRST,
+            rung: far.map_or(FIRST, |(_, rung)| *rung),
             before: None,
             begin: Instant::now(),
             plain: 0,
@@ -84,13 +90,18 @@ impl Climb {
         self.wire += wire as u64;
         self.waited += waited;
         let took = now - self.begin;
+        let waits = |share: f64| self.waited.as_secs_f64() > share * took.as_secs_f64();
+        if took >= TRIAL && self.wire < TRIAL_BYTES && waits(NOTHING_BUT_WAITING) {
+            self.rung = (self.rung + 1).min(LADDER.len() - 1);
+            self.before = None;
+            self.again(now);
+            return;
+        }
         if took < TRIAL || self.wire < TRIAL_BYTES {
             return;
         }
         let rate = self.plain as f64 / took.as_secs_f64();
-        let stronger = (self.rung + 1 < LADDER.len()
-            && self.waited.as_secs_f64() > WAITING * took.as_secs_f64())
-        .then_some(self.rung + 1);
+        let stronger = (self.rung + 1 < LADDER.len() && waits(WAITING)).then_some(self.rung + 1);
         let poor = self.wire as f64 > POOR * self.plain as f64;
         match self.before {
             // A weaker one was tried: the cheaper stays if it does as well.
@@ -138,8 +149,8 @@ const HEADER: usize = 13;
 
 impl Encoder {
     /// For a stream.
-    pub fn new(wanted: Compression) -> Encoder {
-        Encoder { wanted, climb: Climb::new(), scratch: Vec::new(), zstd: None, stubborn: 0 }
+    pub fn new(wanted: Compression, distance: Duration) -> Encoder {
+        Encoder { wanted, climb: Climb::new(distance), scratch: Vec::new(), zstd: None, stubborn: 0 }
     }
 
     fn coding(&self) -> Coding {
@@ -278,7 +289,7 @@ mod tests {
     fn blocks_come_back_in_every_coding() {
         use Compression::*;
         for compression in [Auto, None, Lz4, Zstd(1), Zstd(9)] {
-            let (mut encoder, mut decoder) = (Encoder::new(compression), Decoder::default());
+            let (mut encoder, mut decoder) = (Encoder::new(compression, Duration::ZERO), Decoder::default());
             for bytes in [vec![7u8; BLOCK], noise(), vec![], vec![1], vec![3; 9000]] {
                 let (mut wire, mut payload) = (Vec::new(), Vec::new());
                 encoder.write_block(&mut wire, 1 << 40, &bytes).unwrap();
@@ -306,7 +317,7 @@ mod tests {
         // More comes out than it says.
         for compression in [Compression::Lz4, Compression::Zstd(1)] {
             let mut wire = Vec::new();
-            Encoder::new(compression).write_block(&mut wire, 0, &[1; BLOCK]).unwrap();
+            Encoder::new(compression, Duration::ZERO).write_block(&mut wire, 0, &[1; BLOCK]).unwrap();
             let payload = &mut wire[5..];
             payload[9..13].copy_from_slice(&100u32.to_le_bytes());
             assert!(decoder.read_block(payload).is_err());
@@ -316,7 +327,7 @@ mod tests {
 
     #[test]
     fn what_resists_is_sent_as_it_is_until_it_does_not_resist_any_more() {
-        let mut encoder = Encoder::new(Compression::Auto);
+        let mut encoder = Encoder::new(Compression::Auto, Duration::ZERO);
         for _ in 0..STUBBORN + 1 {
             encoder.write_block(&mut Vec::new(), 0, &noise()).unwrap();
         }
@@ -338,7 +349,7 @@ mod tests {
 
     /// Megabytes per second that a link brings with each rung, and what compression leaves: it ends where it is fastest.
     fn settles_on(rates: [u64; 5], left: f64, waited: f64) -> Coding {
-        let (mut climb, mut now) = (Climb::new(), Instant::now());
+        let (mut climb, mut now) = (Climb::new(Duration::ZERO), Instant::now());
         climb.begin = now;
         while climb.settled_until.is_none() {
             let rate = rates[climb.rung];
@@ -361,6 +372,25 @@ mod tests {
     }
 
     #[test]
+    fn a_far_or_slow_line_has_the_strong_methods_at_once() {
+        for (distance, first) in [(0, Coding::Lz4), (20, Coding::Zstd(1)), (100, Coding::Zstd(3))] {
+            assert_eq!(Climb::new(Duration::from_millis(distance)).coding(), first);
+        }
+        // Much less than a trial wants, and all of the time was spent waiting for it to go out.
+        let (mut climb, mut now) = (Climb::new(Duration::ZERO), Instant::now());
+        climb.begin = now;
+        for stronger in [Coding::Zstd(1), Coding::Zstd(3), Coding::Zstd(9), Coding::Zstd(9)] {
+            now += Duration::from_secs(1);
+            climb.count(BLOCK, 600_000, Duration::from_millis(950), now);
+            assert_eq!(climb.coding(), stronger);
+        }
+        // The processor is the limit: nothing is known before there is enough of it.
+        let mut climb = Climb::new(Duration::ZERO);
+        climb.count(BLOCK, 600_000, Duration::from_millis(100), Instant::now() + TRIAL);
+        assert_eq!(climb.coding(), Coding::Lz4);
+    }
+
+    #[test]
     fn what_hardly_compresses_goes_as_it_is_unless_that_is_slower() {
         assert_eq!(settles_on([300, 200, 900, 900, 900], 0.86, 0.9), Coding::Plain);
         assert_eq!(settles_on([195, 200, 900, 900, 900], 0.86, 0.9), Coding::Plain, "as fast, and cheaper");
@@ -369,7 +399,7 @@ mod tests {
 
     #[test]
     fn it_is_judged_again_after_a_while() {
-        let (mut climb, mut now) = (Climb::new(), Instant::now());
+        let (mut climb, mut now) = (Climb::new(Duration::ZERO), Instant::now());
         climb.begin = now;
         second(&mut climb, 100 * MB, 0.1, 0.9, &mut now);
         assert_eq!(climb.coding(), Coding::Zstd(1));

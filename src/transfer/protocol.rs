@@ -109,6 +109,8 @@ pub struct Open {
     pub compression: Compression,
     /// Bytes of files that this stream may send or compare in a second; 0 is as many as there are.
     pub max_rate: u64,
+    /// Milliseconds that an answer takes, as far as that is known: a far line is a slow one.
+    pub distance: u32,
 }
 
 /// What the source says of itself: enough to see that SSH and SQL lead to the same server.

@@ -143,7 +143,7 @@ fn open(payload: &[u8], to: &mut impl Write) -> Result<Source> {
     Ok(Source {
         data,
         buffer: vec![0; BLOCK],
-        encoder: Encoder::new(request.compression),
+        encoder: Encoder::new(request.compression, Duration::from_millis(request.distance.into())),
         pace,
         opened: None,
     })

@@ -11,6 +11,7 @@ use crate::ssh::{Remote, RemoteProcess};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::Range;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// One stream to a source.
 pub struct Stream {
@@ -20,6 +21,7 @@ pub struct Stream {
     decoder: Decoder,
     pending: Vec<u8>,
     sent: u64,
+    distance: Duration,
 }
 
 /// How a stream is to be.
@@ -29,6 +31,8 @@ pub struct Wishes {
     pub compression: Compression,
     /// Bytes of files that the source may read for this stream in a second; 0 is as many as it can.
     pub max_rate: u64,
+    /// What an earlier stream found of [`Stream::distance`].
+    pub distance: Duration,
 }
 
 /// A piece of an answer to [`Stream::read`] or [`Stream::compare`].
@@ -85,12 +89,17 @@ impl Stream {
             decoder: Decoder::default(),
             pending: Vec::new(),
             sent: 0,
+            distance: Duration::ZERO,
         };
         stream.skip_noise()?;
-        let Wishes { compression, max_rate } = wishes;
-        let request = Open { data_directory: data.to_owned(), compression, max_rate };
+        let Wishes { compression, max_rate, distance } = wishes;
+        let distance = distance.as_millis().min(60_000) as u32;
+        let request = Open { data_directory: data.to_owned(), compression, max_rate, distance };
+        let begin = Instant::now();
         stream.ask(Kind::Open, &serde_json::to_vec(&request).expect("plain data"))?;
-        match stream.answer()? {
+        let answer = stream.answer()?;
+        stream.distance = begin.elapsed();
+        match answer {
             Kind::Facts => {
                 let facts = serde_json::from_slice(&stream.payload).map_err(|e| stream.broken(bad(e)))?;
                 Ok((stream, facts))
@@ -164,6 +173,11 @@ impl Stream {
                 Err(e) => return Err(self.broken(e)),
             }
         }
+    }
+
+    /// How long the first answer took.
+    pub fn distance(&self) -> Duration {
+        self.distance
     }
 
     /// Bytes received and sent so far, as SSH delivered them.

@@ -695,7 +695,7 @@ mod tests {
     #[test]
     fn a_block_outside_its_range_is_refused() {
         let mut wire = Vec::new();
-        Encoder::new(Compression::Auto).write_block(&mut wire, 1 << 30, b"far away").unwrap();
+        Encoder::new(Compression::Auto, Duration::ZERO).write_block(&mut wire, 1 << 30, b"far away").unwrap();
         let target = tempfile::tempdir().unwrap();
         let roots = Roots(BTreeMap::from([(0, target.path().to_owned())]));
         let mut work = Work::default();
@@ -868,14 +868,14 @@ mod tests {
         let data = cluster();
         for compression in ["none", "lz4", "zstd:3"] {
             let target = tempfile::tempdir().unwrap();
-            let wishes = Wishes { compression: compression.parse().unwrap(), max_rate: 0 };
+            let wishes = Wishes { compression: compression.parse().unwrap(), max_rate: 0, ..Default::default() };
             let done = copied(data.path(), target.path(), Manner::default(), wishes);
             same(data.path(), target.path(), "base/5/16384");
             assert_eq!(done.wire_bytes > done.bytes, compression == "none", "{compression}: {done:?}");
         }
         let target = tempfile::tempdir().unwrap();
         let begin = std::time::Instant::now();
-        let wishes = Wishes { compression: Compression::Auto, max_rate: 10_000_000 };
+        let wishes = Wishes { compression: Compression::Auto, max_rate: 10_000_000, ..Default::default() };
         copied(data.path(), target.path(), Manner::default(), wishes);
         // 40 MB at 10 MB a second for each of two streams, whose first block is free.
         assert!(begin.elapsed() > Duration::from_millis(1_500), "{:?}", begin.elapsed());

@@ -36,7 +36,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// How the operator wants it.
 pub struct Settings {
@@ -113,19 +114,38 @@ fn copy_into(
         (false, _) => Err(String::new()),
     };
     let There { db, version, target, control, name, history, history_text, in_recovery, .. } = from;
-    let There { remote, agent, data_directory, facts, .. } = from;
+    let There { remote, agent, data_directory, facts, stream: asked, .. } = from;
+    let wishes = Wishes {
+        compression: settings.compression,
+        max_rate: rate_of_each(settings),
+        distance: asked.distance(),
+    };
     let (version, timeline, in_recovery) = (*version, &history.timeline, *in_recovery);
 
     progress.step(format!(
         "backup of {name} begins{}",
         if in_recovery { "" } else { " (a checkpoint runs there)" }
     ));
-    let mut backup = match held {
-        Some(_) => Backup::start_passing(context, db, target)?,
-        None => Backup::start(context, db, target, slot)?,
+    let open = || {
+        open_streams(context, remote.as_ref(), agent, data_directory, facts.inode, wishes, settings.sessions)
     };
-    // Opened only now: while the checkpoint ran nobody would have answered sshd's keep-alives.
-    let mut streams = open_streams(context, remote.as_ref(), agent, data_directory, facts.inode, settings)?;
+    let (backup, streams) = thread::scope(|scope| {
+        let opening = scope.spawn(open);
+        let begin = Instant::now();
+        let backup = match held {
+            Some(_) => Backup::start_passing(context, db, target),
+            None => Backup::start(context, db, target, slot),
+        };
+        let opened = opening.join().expect("a panic has ended the program");
+        // Nobody has answered sshd's keep-alives while the checkpoint ran.
+        let kept = begin.elapsed() < UNANSWERED;
+        (backup, if kept { Some(opened) } else { None })
+    });
+    let mut backup = backup?;
+    let mut streams = match streams {
+        Some(streams) => streams?,
+        None => open()?,
+    };
     let mut first = streams.remove(0);
     let stream = &mut first;
     let outcome = (|| {
@@ -236,32 +256,42 @@ fn wait_for_wal(
     })
 }
 
+/// sshd gives a session up that is silent for longer than it was told, seldom less than this.
+const UNANSWERED: Duration = Duration::from_secs(10);
+
 /// Bytes in a second.
 const SLOWEST_STREAM: u64 = 8 << 10;
 
+/// Opens them all at the same time.
 fn open_streams(
     context: Context,
     remote: &dyn Remote,
     agent: &str,
     data: &str,
     inode: u64,
-    settings: &Settings,
+    wishes: Wishes,
+    sessions: usize,
 ) -> Result<Vec<Stream>> {
-    let mut streams = Vec::new();
-    let wishes = Wishes { compression: settings.compression, max_rate: rate_of_each(settings) };
-    while streams.len() < settings.sessions {
-        let opened = remote.again().and_then(|remote| Stream::open(&*remote, agent, data, wishes));
-        match opened {
+    let open = || remote.again().and_then(|remote| Stream::open(&*remote, agent, data, wishes));
+    let opened: Vec<_> = thread::scope(|scope| {
+        let opening: Vec<_> = (0..sessions).map(|_| scope.spawn(open)).collect();
+        opening.into_iter().map(|one| one.join().expect("a panic has ended the program")).collect()
+    });
+    let (mut streams, mut refused) = (Vec::new(), None);
+    for one in opened {
+        match one {
             Ok((stream, facts)) if facts.inode == inode => streams.push(stream),
             Ok(_) => return Err(Error::SourceMoved { host: remote.label().to_owned() }),
-            // One session does the whole work too, only slower: a server that lets in no second one
-            // (MaxStartups) is no reason to fail.
-            Err(error) if streams.is_empty() || matches!(error, Error::Interrupted) => return Err(error),
-            Err(error) => {
-                context.progress.detail(format!("no further SSH session: {error}"));
-                break;
-            }
+            Err(error @ Error::Interrupted) => return Err(error),
+            Err(error) => refused = Some(error),
         }
+    }
+    // One session does the whole work too, only slower: a server that lets in no second one (MaxStartups) is no reason
+    // to fail.
+    match (refused, streams.is_empty()) {
+        (Some(error), true) => return Err(error),
+        (Some(error), false) => context.progress.detail(format!("no further SSH session: {error}")),
+        (None, _) => {}
     }
     Ok(streams)
 }

@@ -9,7 +9,7 @@ use crate::postgres::backup::BackupCalls;
 use crate::postgres::version::PgVersion;
 use crate::postgres::wal::Lsn;
 use crate::progress::Progress;
-use crate::sql::{Db, Target};
+use crate::sql::{Db, Target, literal};
 
 /// A base backup that is running, and the slot that keeps its WAL.
 pub struct Backup<'a> {
@@ -147,7 +147,7 @@ impl Held<'_> {
         };
         let sql = format!(
             "SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = {}",
-            crate::sql::literal(name)
+            literal(name)
         );
         Ok(self.db.lsn(&sql)?.unwrap_or(Lsn::ZERO))
     }
@@ -161,12 +161,15 @@ impl Held<'_> {
                 Ok(())
             }
             Slot::Temporary { temporary, permanent } => {
-                let sql = "SELECT pg_copy_physical_replication_slot($1, $2, false)::text";
-                let (temporary, permanent) = (temporary.clone(), permanent.clone());
+                let permanent = permanent.clone();
+                let (of, to) = (literal(temporary), literal(&permanent));
                 // The slot of the old cluster here is not needed from now on.
-                standby::drop_slot(self.db, &permanent)?;
-                self.db.rows(sql, &[&temporary, &permanent])?;
-                standby::drop_slot_in_session(self.db, &temporary)?;
+                self.db.run(&format!(
+                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+                     WHERE slot_name = {to} AND NOT active; \
+                     SELECT pg_copy_physical_replication_slot({of}, {to}, false); \
+                     SELECT pg_drop_replication_slot({of})"
+                ))?;
                 self.slot = Slot::Permanent { name: permanent, keep: true };
                 Ok(())
             }

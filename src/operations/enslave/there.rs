@@ -2,6 +2,7 @@
 //! found to be one and the same server. Nothing is changed there.
 
 use super::super::Context;
+use super::super::standby::positions;
 use super::plan::{Ours, Theirs};
 use crate::agent;
 use crate::blurb::Blurb;
@@ -19,6 +20,7 @@ use base64::Engine;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
 
 /// Bytes of WAL that are compared: more than any record that all clusters write alike.
 const COMPARED: u64 = 64 << 10;
@@ -92,22 +94,22 @@ pub fn connect_ssh(context: Context, blurb: &Blurb, pinned: Option<String>) -> R
 /// Reaches the source in every way that enslaving needs, and checks that all of them lead to one server.
 pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<There> {
     let name = blurb.name.clone().unwrap_or_else(|| "the source".into());
-    let ssh = connect_ssh(context, blurb, pinned)?;
     let target = sql_target(context, blurb, &name)?;
-    let mut db = Db::connect(&target)?;
+    let slot = context.instance.slot_name();
+    // All at once: each is a dozen answers one after the other, a second and more where the source is far.
+    let (ssh, sql, replication) = thread::scope(|scope| {
+        let sql = scope.spawn(|| ask_server(&target, &name, &slot));
+        let replication = scope.spawn(|| sql::check_replication(&target));
+        let ssh = connect_ssh(context, blurb, pinned)
+            .and_then(|ssh| Ok((agent::look(&*ssh)?, ssh)));
+        let panicked = "a panic has ended the program";
+        (ssh, sql.join().expect(panicked), replication.join().expect(panicked))
+    });
+    let (found, ssh) = ssh?;
+    let Asked { db, in_recovery, data_directory, end } = sql?;
     let version = db.version;
-    check_version(version, &name)?;
-    let in_recovery = db.in_recovery()?;
-    let is_superuser: bool = db.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])?;
-    if !is_superuser {
-        return Err(Error::NotSuperuser { user: target.user.clone(), at: name });
-    }
-    let data_directory: String = db.value("SELECT current_setting('data_directory')", &[])?;
-
-    check_feeds_standbys(&mut db, &name, &context.instance.slot_name())?;
-    let (replication_id, timeline) = sql::check_replication(&target)?;
-
-    let agent = agent::ensure(&*ssh, context.progress)?;
+    let (replication_id, timeline) = replication?;
+    let agent = agent::ensured(&*ssh, found, context.progress)?;
     let (mut stream, facts) = Stream::open(&*ssh, &agent, &data_directory, Wishes::default())?;
     let control = control_of(&facts)?;
     if control.system_id.to_string() != replication_id {
@@ -119,7 +121,6 @@ pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<
         });
     }
     let (history, history_text) = history_of(&mut stream, version, timeline)?;
-    let end = end_of_wal(&mut db, in_recovery)?;
     Ok(There {
         name,
         target,
@@ -139,6 +140,34 @@ pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<
     })
 }
 
+/// What the server says of itself.
+struct Asked {
+    db: Db,
+    in_recovery: bool,
+    data_directory: String,
+    end: Lsn,
+}
+
+fn ask_server(target: &Target, name: &str, slot: &str) -> Result<Asked> {
+    let mut db = Db::connect(target)?;
+    check_version(db.version, name)?;
+    // pg_settings shows others no data_directory, where current_setting() would fail.
+    let row = db.row(
+        "SELECT pg_is_in_recovery(), rolsuper, \
+                (SELECT setting FROM pg_settings WHERE name = 'data_directory') \
+         FROM pg_roles WHERE rolname = current_user",
+        &[],
+    )?;
+    let (in_recovery, is_superuser, data_directory): (bool, bool, Option<String>) =
+        (row.get(0), row.get(1), row.get(2));
+    let Some(data_directory) = data_directory.filter(|_| is_superuser) else {
+        return Err(Error::NotSuperuser { user: target.user.clone(), at: name.to_owned() });
+    };
+    check_feeds_standbys(&mut db, name, slot)?;
+    let end = end_of_wal(&mut db, in_recovery)?;
+    Ok(Asked { db, in_recovery, data_directory, end })
+}
+
 /// The end of the WAL of a server: what a primary has flushed, what a standby has received or replayed.
 pub fn end_of_wal(db: &mut Db, in_recovery: bool) -> Result<Lsn> {
     let version = db.version;
@@ -146,8 +175,7 @@ pub fn end_of_wal(db: &mut Db, in_recovery: bool) -> Result<Lsn> {
         let sql = format!("SELECT {}::text", version.sql_current_wal_flush_lsn());
         return Ok(db.lsn(&sql)?.unwrap_or(Lsn::ZERO));
     }
-    let received = db.lsn(&format!("SELECT {}::text", version.sql_last_wal_receive_lsn()))?;
-    let replayed = db.lsn(&format!("SELECT {}::text", version.sql_last_wal_replay_lsn()))?;
+    let (received, replayed) = positions(db)?;
     Ok(received.max(replayed).unwrap_or(Lsn::ZERO))
 }
 
@@ -228,23 +256,27 @@ fn check_version(version: PgVersion, name: &str) -> Result<()> {
 pub fn check_feeds_standbys(db: &mut Db, name: &str, slot: &str) -> Result<()> {
     check_version(db.version, name)?;
     let at = name.to_owned();
-    let level = db.setting("wal_level")?.unwrap_or_default();
+    let has_slots = db.version.has_replication_slots();
+    let slots = if has_slots {
+        ", (SELECT count(*) FROM pg_replication_slots WHERE slot_name <> $1), \
+         current_setting('max_replication_slots')::bigint"
+    } else {
+        ", 0::bigint, 1::bigint WHERE $1::text IS NOT NULL"
+    };
+    let sql = format!(
+        "SELECT current_setting('wal_level'), (SELECT count(*) FROM pg_stat_replication), \
+         current_setting('max_wal_senders')::bigint{slots}"
+    );
+    let row = db.row(&sql, &[&slot])?;
+    let level: String = row.get(0);
     if !db.version.wal_level_feeds_standbys(&level) {
         return Err(Error::WalLevel { at, level, wanted: db.version.standby_wal_level() });
     }
-    let number = |db: &mut Db, name: &str| -> Result<i64> {
-        Ok(db.setting(name)?.and_then(|value| value.parse().ok()).unwrap_or(0))
-    };
-    let senders: i64 = db.value("SELECT count(*) FROM pg_stat_replication", &[])?;
-    let limit = number(db, "max_wal_senders")?;
+    let (senders, limit): (i64, i64) = (row.get(1), row.get(2));
     if senders >= limit {
         return Err(Error::NoFreeSender { at, limit });
     }
-    if !db.version.has_replication_slots() {
-        return Ok(());
-    }
-    let slots: i64 = db.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name <> $1", &[&slot])?;
-    let limit = number(db, "max_replication_slots")?;
+    let (slots, limit): (i64, i64) = (row.get(3), row.get(4));
     if slots >= limit {
         return Err(Error::NoFreeSlot { at, limit });
     }
