@@ -151,14 +151,12 @@ pub struct Unlogged {
 
 impl Unlogged {
     /// From all paths of the data directory (those that are not `_init` forks are passed over).
-    pub fn among<'a>(paths: impl IntoIterator<Item = &'a str>) -> Self {
-        let relations = paths
-            .into_iter()
-            .filter_map(relation)
-            .filter(|(_, file)| file.fork == Fork::Init)
-            .map(|(directory, file)| (directory.to_owned(), file.filenode))
-            .collect();
-        Unlogged { relations }
+    pub fn among(paths: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        let unlogged = |path: &str| {
+            let (directory, file) = relation(path).filter(|(_, file)| file.fork == Fork::Init)?;
+            Some((directory.to_owned(), file.filenode))
+        };
+        Unlogged { relations: paths.into_iter().filter_map(|path| unlogged(path.as_ref())).collect() }
     }
 
     /// Whether a file is left out because its relation is unlogged.

@@ -64,6 +64,31 @@ pub fn tablespaces(data: &Path) -> Result<Vec<(u32, PathBuf)>> {
     Ok(found)
 }
 
+/// The names in a directory, of which there may be a million: 8 bytes each and their own.
+#[derive(Default)]
+struct Names {
+    text: String,
+    /// Where each begins and ends.
+    places: Vec<(u32, u32)>,
+}
+
+impl Names {
+    fn add(&mut self, name: &str) {
+        let begin = self.text.len() as u32;
+        self.text.push_str(name);
+        self.places.push((begin, self.text.len() as u32));
+    }
+
+    fn sort(&mut self) {
+        let text = &self.text;
+        self.places.sort_unstable_by_key(|&(begin, end)| &text[begin as usize..end as usize]);
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &str> {
+        self.places.iter().map(|&(begin, end)| &self.text[begin as usize..end as usize])
+    }
+}
+
 impl Walk {
     /// Gives every file and directory of a root to `each`, directories before what is in them. A tablespace is
     /// `seen_as` `pg_tblspc/<oid>`, PGDATA as nothing.
@@ -93,13 +118,15 @@ impl Walk {
             Err(e) if e.kind() == ErrorKind::NotFound && !relative.is_empty() => return Ok(()),
             Err(e) => return Err(named(&directory, e)),
         };
-        let mut names = Vec::new();
+        let mut names = Names::default();
         for entry in entries {
             let name = entry.map_err(|e| named(&directory, e))?.file_name();
             // PostgreSQL makes no names that are not UTF-8; somebody else's are not copied.
-            names.extend(name.into_string());
+            if let Some(name) = name.to_str() {
+                names.add(name);
+            }
         }
-        names.sort_unstable();
+        names.sort();
         let directory_in_data = match (seen_as, relative) {
             ("", relative) => relative.to_owned(),
             (seen_as, "") => seen_as.to_owned(),
@@ -108,12 +135,12 @@ impl Walk {
         let below = |parent: &str, name: &str| {
             if parent.is_empty() { name.to_owned() } else { format!("{parent}/{name}") }
         };
-        let paths: Vec<_> = names.iter().map(|name| below(&directory_in_data, name)).collect();
         let unlogged = match self.with_unlogged {
             true => Unlogged::default(),
-            false => Unlogged::among(paths.iter().map(String::as_str)),
+            false => Unlogged::among(names.iter().map(|name| below(&directory_in_data, name))),
         };
-        for (name, in_data) in names.iter().zip(paths) {
+        for name in names.iter() {
+            let in_data = below(&directory_in_data, name);
             let path = below(relative, name);
             let full = directory.join(name);
             let Ok(metadata) = fs::symlink_metadata(&full) else { continue };
