@@ -16,7 +16,7 @@ use crate::instance::{Instance, parse_mapping};
 use crate::operations::backup::restore;
 use crate::operations::build_version::{self, Origin, share};
 use crate::operations::enslave::plan::{Action, Fate, Wanted};
-use crate::operations::{Context, enslave, fence, forget, fork, info, job, logs, promote, wait};
+use crate::operations::{Context, enslave, fence, forget, fork, info, job, logs, peers, promote, wait};
 use crate::postgres::log::{Entry, Level};
 use crate::postgres::time;
 use crate::postgres::wal::SystemId;
@@ -107,6 +107,7 @@ enum Command {
         /// Name of the instance that was the standby
         standby: String,
     },
+    Peers(PeersArgs),
     Credentials(credentials::CredentialsArgs),
     Plan(plan::PlanArgs),
     Migrate(migrate::MigrateArgs),
@@ -156,6 +157,32 @@ enum Command {
         #[arg(long)]
         undo: bool,
     },
+}
+
+/// Show the instances that this one has fed or followed, and whether one of them has taken its place
+///
+/// Whoever enslaves itself to this instance is noted on both sides. An old primary that comes back after one of them was
+/// promoted is told by the timeline that they are on: with --before-start, which the recipe runs, it then starts
+/// read-only, and `pgmahout enslave` makes it a follower. Peers that do not answer within three seconds say nothing.
+/// `pgmahout forget NAME` removes one that has gone its own way.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgmahout peers
+  ExecStartPre=-/usr/local/bin/pgmahout peers --before-start     in a systemd unit, as postgres")]
+struct PeersArgs {
+    /// For what starts the server: make it start read-only if its place was taken
+    #[arg(long)]
+    before_start: bool,
+    /// The noted ones, without asking them: for another instance, over SSH
+    #[arg(long, hide = true, conflicts_with = "before_start")]
+    list: bool,
+    /// Note the follower at the other end of this SSH session
+    #[arg(long, hide = true, value_name = "NAME", requires = "note_port", conflicts_with_all = ["list", "before_start"])]
+    note: Option<String>,
+    /// Where its server is
+    #[arg(long, hide = true, value_name = "PORT")]
+    note_port: Option<u16>,
 }
 
 /// Make this instance a streaming standby of the one in the blurb
@@ -595,6 +622,28 @@ fn dispatch(cli: Cli) -> Result<()> {
         }
         Command::Credentials(args) => {
             show(json, &credentials::run(context, &args)?, credentials::text);
+            Ok(())
+        }
+        Command::Peers(PeersArgs { note: Some(name), note_port: Some(port), .. }) => {
+            peers::note_follower(&instance, &name, port).map(drop)
+        }
+        Command::Peers(PeersArgs { list: true, .. }) => {
+            // On a line of its own, whatever a login profile has printed before it.
+            say("");
+            answer(&peers::known(&instance));
+            Ok(())
+        }
+        Command::Peers(PeersArgs { before_start: true, .. }) => {
+            let superseded = peers::before_start(context)?;
+            if json {
+                answer(&json!({"instance": instance.name, "superseded": superseded}));
+            } else if let Some(why) = &superseded {
+                say(&peers_advice(&instance.name, why));
+            }
+            Ok(())
+        }
+        Command::Peers(_) => {
+            show(json, &peers::run(context)?, peers_text);
             Ok(())
         }
         Command::Plan(args) => {
@@ -1175,7 +1224,37 @@ fn wait_text(report: &wait::Report) -> String {
 
 fn forget_text(report: &forget::Report) -> String {
     let slot = &report.slot;
-    if report.dropped { format!("the slot {slot} is dropped") } else { format!("there is no slot {slot}") }
+    let text = if report.dropped {
+        format!("the slot {slot} is dropped")
+    } else {
+        format!("there is no slot {slot}")
+    };
+    if report.forgotten { format!("{text}, and the instance is no peer any more") } else { text }
+}
+
+fn peers_advice(instance: &str, why: &str) -> String {
+    let why = crate::error::printable(why);
+    format!(
+        "{instance} starts read-only: {why}\n\
+         to follow it: pgmahout enslave; to go back to this one: pgmahout promote --confirm {instance}"
+    )
+}
+
+fn peers_text(report: &peers::Report) -> String {
+    let mut lines: Vec<_> = report
+        .peers
+        .iter()
+        .map(|answer| {
+            format!("{}{}", answer.text(), if answer.supersedes { ": later than this one" } else { "" })
+        })
+        .collect();
+    if lines.is_empty() {
+        lines.push(format!("{} knows no other instance", report.instance));
+    }
+    if let Some(why) = &report.superseded {
+        lines.push(format!("{} has lost its place: {}", report.instance, crate::error::printable(why)));
+    }
+    lines.join("\n")
 }
 
 fn config_text(instance: &Instance) -> String {
@@ -1199,6 +1278,7 @@ fn info_text(report: &info::Report) -> String {
     line("app", report.app.clone());
     line("role", Some(report.role.to_owned()));
     line("problem", report.problem.clone());
+    line("superseded", report.superseded.as_deref().map(crate::error::printable));
     line("version", report.version.map(|v| v.to_string()));
     line("timeline", report.timeline.map(|t| t.0.to_string()));
     line("lsn", report.lsn.map(|l| l.to_string()));

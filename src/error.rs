@@ -231,6 +231,12 @@ pub enum Error {
     // ---- promote, wait
     /// There would be two primaries.
     TwoPrimaries { instance: String, old: String },
+    /// This old primary's place was taken.
+    Superseded { instance: String, why: String },
+    /// The source's place was taken by the peer `name`.
+    SourceSuperseded { source: String, by: String, name: String, timeline: u32 },
+    /// A follower was to be noted outside an SSH session.
+    NoSshPeer,
     /// What was to be fenced is no primary.
     NotAPrimary { instance: String },
     /// What was to be fenced is another cluster.
@@ -1067,6 +1073,19 @@ impl Error {
                      not {expected}); it was not stopped"
                 ),
                 "give the blurb of the old primary",
+            ),
+            Error::Superseded { instance, why } => {
+                (Refused, format!("the place of {instance} was taken: {}", printable(why)), "")
+            }
+            Error::SourceSuperseded { source, by, timeline, .. } => (
+                Refused,
+                format!("{source} is an old primary, on timeline {timeline}: {by} has taken its place"),
+                "",
+            ),
+            Error::NoSshPeer => (
+                Usage,
+                "a follower is noted over its own SSH session, and there is none".into(),
+                "`pgmahout enslave` on the follower does it",
             ),
             Error::FencedForAnother { instance, successor, .. } => (
                 Refused,
@@ -2018,6 +2037,14 @@ impl Error {
             }
             Error::TwoPrimaries { instance, .. } => format!(
                 "stop it first: --fence with its blurb on stdin; or promote all the same with --confirm {instance}"
+            ),
+            Error::Superseded { instance, .. } => format!(
+                "follow the other one by pgmahout enslave; or go back to this one, and lose what the other one has \
+                 committed since: --confirm {instance}"
+            ),
+            Error::SourceSuperseded { source, name, .. } => format!(
+                "follow {0}; or, if {0} has gone its own way for good: pgmahout forget {0} on {source}",
+                printable(name)
             ),
             Error::FencedForAnother { instance, successor, fence } => {
                 let successor = printable(successor);

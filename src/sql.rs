@@ -236,11 +236,7 @@ impl Db {
     }
 
     /// The first column of the one row.
-    pub fn value<T: for<'a> FromSql<'a>>(
-        &mut self,
-        sql: &str,
-        parameters: &[&dyn Parameter],
-    ) -> Result<T> {
+    pub fn value<T: for<'a> FromSql<'a>>(&mut self, sql: &str, parameters: &[&dyn Parameter]) -> Result<T> {
         let row = self.row(sql, parameters)?;
         row.try_get(0).map_err(|e| self.error(&e))
     }

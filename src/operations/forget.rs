@@ -1,6 +1,6 @@
 //! Drops the slot of a standby that does not come back, before it fills this instance's disk.
 
-use super::{Context, standby};
+use super::{Context, peers, standby};
 use crate::error::{Error, Result};
 use crate::postgres::recovery::slot_name;
 use crate::process;
@@ -17,6 +17,8 @@ pub struct Report {
     pub slot: String,
     /// It was there.
     pub dropped: bool,
+    /// The instance was known as one that may take this one's place, and is not any more.
+    pub forgotten: bool,
 }
 
 /// The sender of a standby that has just ended may need a moment to notice.
@@ -26,8 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn run(context: Context, of: &str) -> Result<Report> {
     let instance = context.instance;
     let slot = slot_name(instance.app.as_deref(), of);
+    let forgotten = peers::forget(instance, of)?;
     let mut db = Db::connect(&Target::local(instance)?)?;
-    let report = |dropped| Report { instance: instance.name.clone(), slot: slot.clone(), dropped };
+    let report = |dropped| Report { instance: instance.name.clone(), slot: slot.clone(), dropped, forgotten };
     let is_there = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1";
     if !db.version.has_replication_slots() || db.value::<i64>(is_there, &[&slot])? == 0 {
         return Ok(report(false));

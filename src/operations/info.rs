@@ -3,7 +3,7 @@
 use super::enslave::here;
 use super::enslave::there::{self, end_of_wal};
 use super::standby::{self, Lag};
-use super::{Context, job, plan, primary, promote};
+use super::{Context, job, peers, plan, primary, promote};
 use crate::error::Result;
 use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{Lsn, SystemId, Timeline};
@@ -61,6 +61,8 @@ pub struct Report {
     pub no_follow: Option<String>,
     /// A copy in the background that runs or has failed.
     pub job: Option<Job>,
+    /// Why it runs read-only though it was a primary, or should: another instance has taken its place.
+    pub superseded: Option<String>,
     /// Why less is known than there is to know.
     pub problem: Option<String>,
 }
@@ -154,6 +156,7 @@ pub fn run(context: Context) -> Result<Report> {
         fresh: None,
         no_follow: None,
         job: job::read(instance).map(|job| Job { state: job.state(), doing: job.doing(), job }),
+        superseded: peers::superseded(instance),
         problem: None,
     };
     if instance.running().is_none() {
@@ -229,6 +232,10 @@ fn ask(context: Context, db: &mut Db, report: &mut Report) -> Result<()> {
                 })
                 .collect();
         }
+    }
+    if !in_recovery && let Some(timeline) = report.timeline {
+        let followers: Vec<_> = report.followers.iter().map(|follower| follower.name.clone()).collect();
+        report.superseded = peers::look(context, &followers, timeline)?;
     }
     let row = db.row(
         "SELECT (SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname IS NOT NULL), \

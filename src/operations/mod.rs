@@ -18,6 +18,7 @@ pub mod info;
 pub mod job;
 pub mod logs;
 pub mod migrate;
+pub mod peers;
 pub mod plan;
 pub mod primary;
 pub mod promote;

@@ -3,7 +3,7 @@
 
 use super::enslave::{marker, there};
 use super::fence::Fenced;
-use super::{Context, job, standby};
+use super::{Context, job, peers, standby};
 use crate::agent;
 use crate::blurb::Blurb;
 use crate::error::{Error, Result};
@@ -85,6 +85,7 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
         });
     }
 
+    peers::check_promotion(instance, options.confirm.as_deref())?;
     let old_primary = match &options.fence {
         Some(blurb) => {
             fence(context, &mut db, blurb, options)?;
@@ -113,6 +114,7 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
     let last_lsn = end_recovery(context, &mut db, options.timeout)?;
     let timeline = timeline(&mut db, instance)?;
     job::forget(instance);
+    peers::lift(instance)?;
     let warnings = warnings(&mut db)?;
     Ok(Report {
         instance: instance.name.clone(),

@@ -125,7 +125,7 @@ pub fn lift_fence(instance: &Instance) -> Result<()> {
     if fence.exists() {
         fs::remove_file(&fence).on("remove", &fence)?;
     }
-    Ok(())
+    super::peers::lift(instance)
 }
 
 /// Starts the server and waits until it accepts connections; never one that is fenced.

@@ -868,7 +868,8 @@ mod tests {
         let data = cluster();
         for compression in ["none", "lz4", "zstd:3"] {
             let target = tempfile::tempdir().unwrap();
-            let wishes = Wishes { compression: compression.parse().unwrap(), max_rate: 0, ..Default::default() };
+            let wishes =
+                Wishes { compression: compression.parse().unwrap(), max_rate: 0, ..Default::default() };
             let done = copied(data.path(), target.path(), Manner::default(), wishes);
             same(data.path(), target.path(), "base/5/16384");
             assert_eq!(done.wire_bytes > done.bytes, compression == "none", "{compression}: {done:?}");

@@ -29,6 +29,7 @@ mod fork;
 mod harness_selftest;
 mod logs;
 mod migrate;
+mod peers;
 mod plan;
 mod promote;
 mod refusals;

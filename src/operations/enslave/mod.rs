@@ -14,7 +14,7 @@ pub mod there;
 
 use super::build_version::switch;
 use super::standby::{self, Lag};
-use super::{Context, job};
+use super::{Context, job, peers};
 use crate::blurb::Blurb;
 use crate::builds::Build;
 use crate::durable;
@@ -105,6 +105,7 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     let followed = follow(context, blurb, options)?;
     if !options.dry_run {
         job::forget(instance);
+        peers::introduce(context, &followed.there);
     }
     Ok(followed.report)
 }
@@ -139,6 +140,7 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
     let build = preflight::programs(context, &there, options)?;
     let mut cluster = here::look(context)?;
     preflight::check_direction(context, &mut there, cluster.as_mut(), options)?;
+    peers::check_source(context, &mut there)?;
     let mut other =
         options.copy_from.as_ref().map(|blurb| preflight::copy_from(context, &there, blurb)).transpose()?;
 
@@ -207,7 +209,8 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
 
     // From here on things change.
     let build = build.map(|offered| preflight::take_build(context, &there, &offered)).transpose()?;
-    let was_primary = cluster.as_ref().is_some_and(|cluster| !cluster.ours.is_standby);
+    let was_primary = cluster.as_ref().is_some_and(|cluster| !cluster.ours.is_standby)
+        || peers::superseded(instance).is_some();
     let former = former_primary(context, cluster.as_mut())?;
     let with = Standby { slot: &slot, build: build.as_ref(), since: begin };
     let mut db = match layout {

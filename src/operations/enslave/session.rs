@@ -145,10 +145,8 @@ impl Held<'_> {
             Slot::Permanent { name, .. } => name,
             Slot::None | Slot::Passing => return Ok(Lsn::ZERO),
         };
-        let sql = format!(
-            "SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = {}",
-            literal(name)
-        );
+        let sql =
+            format!("SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = {}", literal(name));
         Ok(self.db.lsn(&sql)?.unwrap_or(Lsn::ZERO))
     }
 

@@ -100,8 +100,7 @@ pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<
     let (ssh, sql, replication) = thread::scope(|scope| {
         let sql = scope.spawn(|| ask_server(&target, &name, &slot));
         let replication = scope.spawn(|| sql::check_replication(&target));
-        let ssh = connect_ssh(context, blurb, pinned)
-            .and_then(|ssh| Ok((agent::look(&*ssh)?, ssh)));
+        let ssh = connect_ssh(context, blurb, pinned).and_then(|ssh| Ok((agent::look(&*ssh)?, ssh)));
         let panicked = "a panic has ended the program";
         (ssh, sql.join().expect(panicked), replication.join().expect(panicked))
     });
