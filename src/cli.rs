@@ -542,7 +542,7 @@ pub fn run() -> u8 {
     match dispatch(cli) {
         Ok(()) => 0,
         Err(error) if is_giver => {
-            let _ = writeln!(std::io::stderr(), "{}", error_json(&error));
+            let _ = writeln!(std::io::stderr(), "{}", json_text(&error_json(&error)));
             error.exit() as u8
         }
         Err(error) => {
@@ -554,7 +554,7 @@ pub fn run() -> u8 {
 
 fn show_error(error: &Error, json: bool) {
     if json {
-        say(&error_json(error).to_string());
+        answer(&error_json(error));
         return;
     }
     let hint = error.hint().map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
@@ -1128,7 +1128,7 @@ fn entry_time(entry: &Entry) -> String {
 /// As Heroku shows a log of PostgreSQL.
 fn entry_text(entry: &Entry, instance: &str) -> String {
     let pid = entry.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-    let (severity, line) = (&entry.severity, entry.one_line());
+    let (severity, line) = (output::in_one_line(&entry.severity), entry.one_line());
     format!("{} app[postgres.{instance}]: [{pid}] {severity}:  {line}", entry_time(entry))
 }
 

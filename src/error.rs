@@ -2114,7 +2114,7 @@ impl Error {
 
     /// What gets the person out, when there is something better than reading the text again.
     pub fn hint(&self) -> Option<String> {
-        self.parts().hint
+        self.parts().hint.map(|hint| printable(&hint))
     }
 }
 
@@ -2154,18 +2154,29 @@ fn megabytes(bytes: u64) -> String {
     format!("{} MB", bytes.div_ceil(1_000_000))
 }
 
-/// What a peer or a file said, without anything that moves a terminal.
+/// What a peer or a file said, without anything that moves a terminal. Doing it again changes nothing.
 pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() && c != '\n' && c != '\t' { out.extend(c.escape_default()) } else { out.push(c) }
+        if moves_a_terminal(c) && c != '\n' && c != '\t' {
+            out.extend(c.escape_default())
+        } else {
+            out.push(c)
+        }
     }
     out
 }
 
+/// Control characters, and those that turn the direction of writing: with them a name looks like another one.
+pub fn moves_a_terminal(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.parts().text)
+        // Hosts, servers, files and stores have had their say in it.
+        f.write_str(&printable(&self.parts().text))
     }
 }
 

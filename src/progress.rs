@@ -91,10 +91,9 @@ impl Progress {
     }
 
     fn line(&self, text: &str) {
-        let text = printable(text);
         match &*self.bar.lock().expect("no panic while drawing") {
-            Some(Bar { drawn: Some(drawn), .. }) => drawn.suspend(|| say(&text)),
-            _ => say(&text),
+            Some(Bar { drawn: Some(drawn), .. }) => drawn.suspend(|| say(text)),
+            _ => say(text),
         }
     }
 
@@ -120,7 +119,7 @@ impl Progress {
                 }
             };
             bar.set_style(ProgressStyle::with_template(&style).expect("a valid template"));
-            bar.set_message(what.to_owned());
+            bar.set_message(printable(what));
             bar
         });
         self.tell(what, 0, total);
@@ -188,7 +187,7 @@ impl Bar {
 
 fn say(text: &str) {
     // A closed stderr is no reason to stop in the middle of a copy.
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", printable(text));
 }
 
 /// Bytes for a person: "831 B", "32.0 MB" (powers of 1000, as disks and links are sold).

@@ -86,6 +86,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(3600);
 /// No message but rows comes near this.
 const MESSAGE_LIMIT: usize = 1 << 20;
+/// `scram_iterations` of a server that means it (16 on): some seconds at most.
+const ITERATIONS_LIMIT: u64 = 10_000_000;
 /// As much is read at once.
 const BUFFER: usize = 256 << 10;
 
@@ -225,6 +227,7 @@ impl Wire {
                 }
                 AuthenticationSaslContinue(body) => {
                     let state = scram.as_mut().ok_or(Fault::Odd("SASL out of order"))?;
+                    check_iterations(body.data())?;
                     state.update(body.data()).map_err(lost)?;
                     frontend::sasl_response(state.message(), &mut out).map_err(lost)?;
                 }
@@ -520,6 +523,19 @@ fn secure(peer: &Peer, mut stream: TcpStream) -> Result<Stream> {
         Ok(stream) => Ok(Stream::Tls(Box::new(stream))),
         Err(HandshakeError::WouldBlock(_)) => Err(Fault::Silent(peer.timeout)),
         Err(e) => Err(tls(&e)),
+    }
+}
+
+/// A server says how often the password is hashed. PostgreSQL's default is 4096; four billion would keep a processor
+/// busy for an hour.
+fn check_iterations(data: &[u8]) -> Result<()> {
+    let asked = data.split(|byte| *byte == b',').find_map(|part| part.strip_prefix(b"i="));
+    let digits = asked.unwrap_or_default();
+    let number = str::from_utf8(digits).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    if number > ITERATIONS_LIMIT {
+        Err(Fault::Odd("with more SCRAM iterations than any server needs"))
+    } else {
+        Ok(())
     }
 }
 

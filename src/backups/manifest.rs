@@ -314,7 +314,8 @@ impl Manifest {
         }
         // The name of a file that is read, sent and deleted.
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if manifest.id != id || manifest.file.starts_with('.') || !manifest.file.chars().all(plain) {
+        let begins_well = manifest.file.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if manifest.id != id || !begins_well || !manifest.file.chars().all(plain) {
             return Err(bad("it is another backup's".into()));
         }
         Ok(manifest)

@@ -71,6 +71,9 @@ enum Chunk {
 const FEW: usize = 4096;
 /// What a relation takes besides its blocks, about.
 const RELATION_BYTES: usize = 96;
+/// The same of a chunk, and of a database.
+const CHUNK_BYTES: usize = 64;
+const DATABASE_BYTES: usize = 16;
 
 impl Chunk {
     /// True when it was not there yet.
@@ -171,17 +174,26 @@ impl Changes {
     /// Adds one.
     pub fn add(&mut self, change: Change) -> Result<(), String> {
         match change {
-            Change::Database(database) => drop(self.databases.insert(database)),
+            Change::Database(database) => {
+                if self.databases.insert(database) {
+                    self.bytes += DATABASE_BYTES;
+                }
+            }
             Change::From(relation, block) => {
                 let limit = &mut self.of(relation).limit;
                 *limit = Some(limit.map_or(block, |known| known.min(block)));
             }
             Change::Block(relation, block) => {
-                let chunks = &mut self.of(relation).chunks;
-                let chunk = chunks.entry((block >> 16) as u16).or_insert_with(|| Chunk::Few(Vec::new()));
+                let high = (block >> 16) as u16;
+                let blocks = self.of(relation);
+                let is_new = !blocks.chunks.contains_key(&high);
+                let chunk = blocks.chunks.entry(high).or_insert_with(|| Chunk::Few(Vec::new()));
                 let was_few = matches!(chunk, Chunk::Few(_));
                 if chunk.insert(block as u16) && was_few {
                     self.bytes += 2;
+                }
+                if is_new {
+                    self.bytes += CHUNK_BYTES;
                 }
             }
         }

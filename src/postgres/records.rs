@@ -5,7 +5,7 @@
 //! taken for an empty one. Pages are fetched through a closure, and records are checked against their
 //! CRC while they pass by, so that memory stays below [`KEPT`] plus one page whatever a length says.
 
-use super::wal::{Lsn, SystemId, Timeline, is_segment_size, segment_name};
+use super::wal::{Lsn, SystemId, Timeline, is_segment_size, parse_segment_name, segment_name};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use std::fmt;
@@ -261,6 +261,9 @@ impl fmt::Display for EndOfWal {
     }
 }
 
+/// So many names are tried faster than a directory is read.
+const FEW_TIMELINES: u32 = 64;
+
 /// The pages of the segments in a directory.
 pub struct Pages {
     directory: PathBuf,
@@ -286,6 +289,16 @@ impl Pages {
         }
     }
 
+    /// The newest timeline, up to ours, that has a segment. Somebody else may have said how many there are: they are not
+    /// tried one after the other.
+    fn newest_of(&self, segment: Lsn) -> Option<Timeline> {
+        let names = std::fs::read_dir(&self.directory).ok()?.flatten().filter_map(|entry| {
+            let (timeline, lsn) = parse_segment_name(entry.file_name().to_str()?, self.segment_size)?;
+            (lsn == segment && timeline <= self.timeline).then_some(timeline)
+        });
+        names.max()
+    }
+
     /// The bytes from there on, within one segment.
     pub fn read(&mut self, at: Lsn, bytes: &mut [u8]) -> io::Result<()> {
         let segment = at.floor(self.segment_size.into());
@@ -295,7 +308,11 @@ impl Pages {
                 let name = segment_name(Timeline(timeline), segment, self.segment_size);
                 File::open(self.directory.join(name)).ok()
             };
-            let file = (1..=self.timeline.0).rev().find_map(open).ok_or(io::ErrorKind::NotFound)?;
+            let file = match self.timeline.0 {
+                few @ ..=FEW_TIMELINES => (1..=few).rev().find_map(open),
+                _ => self.newest_of(segment).and_then(|timeline| open(timeline.0)),
+            };
+            let file = file.ok_or(io::ErrorKind::NotFound)?;
             self.opened = Some((segment, file));
         }
         let (_, file) = self.opened.as_ref().expect("opened above");

@@ -45,6 +45,7 @@ impl Conninfo {
             if keyword.is_empty() {
                 return Err(bad("a value without a keyword"));
             }
+            check_keyword(keyword)?;
             let quoted = rest.strip_prefix('\'');
             let mut value = String::new();
             let mut chars = quoted.unwrap_or(rest).char_indices();
@@ -149,9 +150,19 @@ fn parse_url(rest: &str) -> Result<Conninfo> {
     set("dbname", database)?;
     for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
         let (key, value) = parameter.split_once('=').ok_or_else(|| bad("a parameter without \"=\""))?;
-        set(&decode(key)?, value)?;
+        let key = decode(key)?;
+        check_keyword(&key)?;
+        set(&key, value)?;
     }
     Ok(conninfo)
+}
+
+/// A keyword is written without quotes, and would be two if it held a space. libpq knows none but such.
+fn check_keyword(keyword: &str) -> Result<()> {
+    match keyword.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && !keyword.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Conninfo { why: "a keyword that is none of libpq's" }),
+    }
 }
 
 /// `None` for a `%` without two hexadecimal digits, for NUL, and for what is not UTF-8 afterwards.

@@ -256,14 +256,24 @@ impl Source {
         }
         self.opened = None;
         check_relative(&range.path)?;
+        // What else lies where a tablespace does is nothing of the cluster's.
+        if range.root != 0 && !range.path.starts_with("PG_") {
+            return Err(bad(format!("a request for {:?} in a tablespace", range.path)));
+        }
         // A tablespace may be dropped at any time, as a file may.
-        let path = match self.root(range.root) {
-            Ok(root) => root.join(&range.path),
+        let root = match self.root(range.root) {
+            Ok(root) => root,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(e),
         };
+        if let Some(link) = link_on_the_way(&root, range.root, &range.path) {
+            return Err(bad(format!("a request for {:?}, behind the link {}", range.path, link.display())));
+        }
+        let path = root.join(&range.path);
         let mut options = fs::OpenOptions::new();
-        match options.read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path) {
+        // Without waiting: opening a pipe would last until somebody writes into it.
+        let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+        match options.read(true).custom_flags(flags).open(&path) {
             Ok(file) if file.metadata()?.is_file() => self.opened = Some((key, Reader::new(file)?)),
             Ok(_) => return Err(bad(format!("a request for {}, which is no file", path.display()))),
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
@@ -377,4 +387,13 @@ pub fn check_relative(path: &str) -> Result<()> {
     let plain = path.split('/').all(|name| !name.is_empty() && name != ".")
         && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)));
     if plain { Ok(()) } else { Err(bad(format!("the path {path:?}, which leaves its directory"))) }
+}
+
+/// The first symbolic link among the directories on the way to a file below a root. Only WAL may lie behind one: the
+/// others are somebody else's, and lead to what is no part of the cluster.
+pub fn link_on_the_way(base: &Path, root: u32, path: &str) -> Option<PathBuf> {
+    let is_link = |at: &Path| fs::symlink_metadata(at).is_ok_and(|found| found.is_symlink());
+    let ends = path.match_indices('/').map(|(end, _)| &path[..end]);
+    let leads_to_wal = |way: &str| root == 0 && (way == "pg_wal" || way == "pg_xlog");
+    ends.filter(|way| !leads_to_wal(way)).map(|way| base.join(way)).find(|at| is_link(at))
 }

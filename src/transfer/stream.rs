@@ -22,6 +22,8 @@ pub struct Stream {
     pending: Vec<u8>,
     sent: u64,
     distance: Duration,
+    /// Bytes of the part that is being answered.
+    answered: u64,
 }
 
 /// How a stream is to be.
@@ -90,6 +92,7 @@ impl Stream {
             pending: Vec::new(),
             sent: 0,
             distance: Duration::ZERO,
+            answered: 0,
         };
         stream.skip_noise()?;
         let Wishes { compression, max_rate, distance } = wishes;
@@ -160,10 +163,15 @@ impl Stream {
     }
 
     fn answer(&mut self) -> Result<Kind> {
+        let (begin, mut signs) = (Instant::now(), 0);
         loop {
             check_interrupt()?;
             match read_frame(&mut self.io, &mut self.payload) {
-                Ok(Some(Kind::Alive)) => {}
+                // One that works sends them seconds apart.
+                Ok(Some(Kind::Alive)) if signs > begin.elapsed().as_secs() + SIGNS_AT_ONCE => {
+                    return Err(self.broken(bad("signs of life without end")));
+                }
+                Ok(Some(Kind::Alive)) => signs += 1,
                 Ok(Some(Kind::Failed)) => {
                     let why = String::from_utf8_lossy(&self.payload).into_owned();
                     return Err(Error::SourceFailed { host: self.host.clone(), why });
@@ -197,6 +205,8 @@ impl Stream {
 
     /// The next piece of the answer to the oldest request that is not done, which was for this part of a file.
     pub fn next(&mut self, part: Range<u64>) -> Result<Answer<'_>> {
+        // Nothing comes twice, and no piece is empty: so every answer has an end.
+        let asked_for = part.end - part.start;
         let within = |offset: u64, length: u64| {
             offset >= part.start && offset.checked_add(length).is_some_and(|end| end <= part.end)
         };
@@ -205,7 +215,9 @@ impl Stream {
                 let host = &self.host;
                 let broken = |e: std::io::Error| Error::SshBroken { host: host.clone(), why: e.to_string() };
                 let block = self.decoder.read_block(&self.payload).map_err(broken)?;
-                match within(block.offset, block.bytes.len() as u64) {
+                let length = block.bytes.len() as u64;
+                self.answered += length;
+                match within(block.offset, length) && length > 0 && self.answered <= asked_for {
                     true => Ok(Answer::Data(block)),
                     false => Err(broken(bad("a block that was not asked for"))),
                 }
@@ -214,12 +226,16 @@ impl Stream {
                 let mut fields = Fields(&self.payload);
                 let both = fields.u64().and_then(|offset| Ok((offset, fields.u64()?)));
                 let (offset, length) = both.map_err(|e| self.broken(e))?;
-                match within(offset, length) {
+                self.answered = self.answered.saturating_add(length);
+                match within(offset, length) && length > 0 && self.answered <= asked_for {
                     true => Ok(Answer::Zero(offset, length)),
                     false => Err(self.broken(bad("zeroes that were not asked for"))),
                 }
             }
-            Kind::Done => Ok(Answer::Done(Done::decode(&self.payload).map_err(|e| self.broken(e))?)),
+            Kind::Done => {
+                self.answered = 0;
+                Ok(Answer::Done(Done::decode(&self.payload).map_err(|e| self.broken(e))?))
+            }
             kind => Err(self.unexpected(kind)),
         }
     }
@@ -227,11 +243,12 @@ impl Stream {
     /// Asks for a manifest; each entry has passed [`check_entry`].
     pub fn list(&mut self, request: &List, mut each: impl FnMut(Entry) -> Result<()>) -> Result<()> {
         self.ask(Kind::List, &serde_json::to_vec(request).expect("plain data"))?;
+        let mut so_far = Listed::default();
         loop {
             match self.answer()? {
                 Kind::Entry => {
                     let entry = Entry::decode(&self.payload).and_then(check_entry);
-                    each(entry.map_err(|e| self.broken(e))?)?;
+                    each(entry.and_then(|entry| so_far.with(entry)).map_err(|e| self.broken(e))?)?;
                 }
                 Kind::End => return Ok(()),
                 kind => return Err(self.unexpected(kind)),
@@ -247,10 +264,15 @@ impl Stream {
     ) -> Result<std::result::Result<(), String>> {
         self.ask(Kind::Changes, &serde_json::to_vec(stretch).expect("plain data"))?;
         let mut outcome = Ok(());
+        let mut count = 0;
         loop {
             match self.answer()? {
                 Kind::Changed => {
                     let mut fields = Fields(&self.payload);
+                    count += self.payload.len() / CHANGE_SIZE + 1;
+                    if count > CHANGES_LIMIT {
+                        return Err(self.broken(bad("changes without end")));
+                    }
                     while !fields.0.is_empty() {
                         let change = decode_change(&mut fields).map_err(|e| self.broken(e))?;
                         outcome = outcome.and_then(|()| changes.add(change));
@@ -295,6 +317,38 @@ impl Stream {
             if content.len() as u64 > range.length {
                 return Err(self.broken(bad("more than was asked for")));
             }
+        }
+    }
+}
+
+/// So many signs of life may have waited in the buffers on the way.
+const SIGNS_AT_ONCE: u64 = 100;
+
+/// A source remembers fewer changes.
+const CHANGES_LIMIT: usize = 1 << 25;
+
+/// No cluster has more entries, nor more bytes in their paths or in its files. What is listed is kept in memory here.
+const ENTRIES_LIMIT: u64 = 1 << 24;
+const PATHS_LIMIT: u64 = 1 << 30;
+const TOTAL_LIMIT: u64 = 1 << 60;
+
+/// What a source has listed so far.
+#[derive(Default)]
+struct Listed {
+    entries: u64,
+    paths: u64,
+    bytes: u64,
+}
+
+impl Listed {
+    fn with(&mut self, entry: Entry) -> std::io::Result<Entry> {
+        self.entries += 1;
+        self.paths += entry.path.len() as u64;
+        // Each is below SIZE_LIMIT.
+        self.bytes += entry.size;
+        match self.entries > ENTRIES_LIMIT || self.paths > PATHS_LIMIT || self.bytes > TOTAL_LIMIT {
+            true => Err(bad("more files than any cluster has")),
+            false => Ok(entry),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::blocks::{self, Reader};
 use super::protocol::*;
+use super::source::link_on_the_way;
 use super::stream::{Answer, Stream};
 use super::write::{Heap, Target};
 use crate::durable::{self, Context};
@@ -31,6 +32,26 @@ impl Roots {
     /// The path here of a manifest's path.
     pub fn path(&self, root: u32, relative: &str) -> Option<PathBuf> {
         Some(self.0.get(&root)?.join(relative))
+    }
+
+    /// Refuses a way that leads out of its root: whatever links lie here already, the other side chooses its paths
+    /// and must not reach through them.
+    fn check_way(&self, root: u32, relative: &str) -> Result<()> {
+        let base = self.0.get(&root).ok_or(Error::UnknownRoot { root })?;
+        match link_on_the_way(base, root, relative) {
+            None => Ok(()),
+            Some(path) => {
+                let source = std::io::Error::other("it is a symbolic link, which would lead elsewhere");
+                Err(Error::File { action: "write below", path, source })
+            }
+        }
+    }
+
+    /// Refuses tablespaces in PGDATA, where the other side says that they are, if a link stands there.
+    pub fn check_inside(&self) -> Result<()> {
+        let Some(data) = self.0.get(&0) else { return Ok(()) };
+        let inside = self.0.values().filter_map(|path| path.strip_prefix(data).ok()?.to_str());
+        inside.filter(|path| !path.is_empty()).try_for_each(|path| self.check_way(0, &format!("{path}/")))
     }
 }
 
@@ -87,6 +108,11 @@ impl Work {
             size_and_mode: entry.size | u64::from(entry.mode) << MODE_SHIFT,
         });
         self.bytes += entry.size;
+    }
+
+    /// See [`Roots::check_way`]; nothing of a copy makes a link, so once is enough.
+    fn check_ways(&self, roots: &Roots) -> Result<()> {
+        self.directories.iter().try_for_each(|(root, path)| roots.check_way(*root, &format!("{path}/")))
     }
 
     /// Number of files.
@@ -179,10 +205,15 @@ const LARGE: u64 = 1 << 20;
 const AHEAD_PARTS: u64 = 2;
 const AHEAD_REQUESTS: usize = 256;
 
+fn is_directory(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
+}
+
 /// Makes a directory of the manifest.
 pub fn make_directory(path: &Path, mode: u32) -> Result<()> {
     match fs::DirBuilder::new().mode(mode | 0o700).create(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        // A link is none: what is to come into the directory would come elsewhere.
+        Err(e) if e.kind() == ErrorKind::AlreadyExists && is_directory(path) => Ok(()),
         other => other.map_err(|source| Error::File { action: "create", path: path.into(), source }),
     }
 }
@@ -208,6 +239,7 @@ pub fn copy(
         streams.iter().map(|s| s.on_the_wire()).fold((0, 0), |(a, b), (x, y)| (a + x, b + y))
     };
     let before = wire(streams);
+    work.check_ways(roots)?;
     let shared = Shared {
         work,
         roots,

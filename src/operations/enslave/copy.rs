@@ -391,7 +391,8 @@ fn remove_control(root: &Path) -> Result<()> {
     Ok(())
 }
 
-fn take_manifest(
+#[doc(hidden)] // for fuzz/
+pub fn take_manifest(
     stream: &mut Stream,
     root: &Path,
     roots: &Roots,
@@ -399,6 +400,7 @@ fn take_manifest(
     version: PgVersion,
     own_directory: &str,
 ) -> Result<Work> {
+    roots.check_inside()?;
     let mut work = Work::default();
     let mut links = Vec::new();
     let mut directories = Vec::new();
