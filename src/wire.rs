@@ -556,3 +556,18 @@ fn server_error(body: &backend::ErrorResponseBody) -> Fault {
     }
     Fault::Server { code, said }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_cannot_have_a_password_hashed_for_ever() {
+        assert!(check_iterations(b"r=abc,s=c2FsdA==,i=4096").is_ok());
+        assert!(check_iterations(b"r=abc,s=c2FsdA==").is_ok());
+        for wrong in ["4294967295", "10000001"] {
+            let data = format!("r=abc,s=c2FsdA==,i={wrong}");
+            assert!(matches!(check_iterations(data.as_bytes()), Err(Fault::Odd(_))), "{wrong}");
+        }
+    }
+}

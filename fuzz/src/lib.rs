@@ -116,7 +116,9 @@ pub fn manifest(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let (path, query) = text.split_once('?').unwrap_or((&text, ""));
     if let Some(link) = link::parse(path, query) {
-        assert!(link.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '.') && !link.name.contains(".."));
+        assert!(
+            link.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '.') && !link.name.contains("..")
+        );
         assert!(!link.is_good(&[7; link::KEY_SIZE], "b001.dump", 0), "a signature was found");
     }
 }
@@ -379,12 +381,16 @@ pub fn settings(data: &[u8]) {
     let _ = (memory_bytes(&text, 8192), memory_bytes(&text, 1024));
     let _ = PgVersion::parse(&text).map(|version| (version.major(), version.to_string()));
     if let Some(release) = Release::from_name(&text) {
-        assert_eq!(Release::from_name(release.name()).map(|again| again.name().to_owned()), Some(text.to_string()));
+        assert_eq!(
+            Release::from_name(release.name()).map(|again| again.name().to_owned()),
+            Some(text.to_string())
+        );
     }
     let _ = (Release::listed(&text), Wanted::parse(&text));
     let _ = pgmahout::postgres::time::since(&text, 1_795_191_420);
     let _ = (pgmahout::postgres::time::clock(&text), pgmahout::postgres::time::zone_offset(&text));
-    let _ = pgmahout::source_build::options::choose(PgVersion::from_num(150_000), &[text.to_string()], |_| true);
+    let _ =
+        pgmahout::source_build::options::choose(PgVersion::from_num(150_000), &[text.to_string()], |_| true);
 }
 
 // ---- the transfer
@@ -544,10 +550,7 @@ pub fn transfer_target(data: &[u8]) {
         theirs: Vec::new(),
         place: if in_place { Place::InPlace("a mount point") } else { Place::Beside(root.clone()) },
         reuse,
-        tablespaces: vec![
-            (16384, "/there/ts".into(), ts.clone()),
-            (16390, "out".into(), inside.clone()),
-        ],
+        tablespaces: vec![(16384, "/there/ts".into(), ts.clone()), (16390, "out".into(), inside.clone())],
         bytes: 0,
         wal_link: None,
     };

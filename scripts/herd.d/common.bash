@@ -30,7 +30,7 @@ warn() {
 # every two seconds says that it goes on.
 doing() {
     [[ -z $json ]] || return 0
-    printf '%s... ' "$1"
+    printf '%s... ' "$1" | plain
     : >"$work/doing"
     [[ -t 1 ]] || return 0
     while sleep 2; do printf .; done &
@@ -45,7 +45,7 @@ no_more_dots() {
 
 done_with() {
     no_more_dots
-    [[ -n $json ]] || printf 'done%s\n' "${1:+, $1}"
+    [[ -n $json ]] || printf 'done%s\n' "${1:+, $1}" | plain
 }
 
 # What stands where "done" would have stood; once, as die may come from within $(...)
@@ -56,7 +56,7 @@ not_done() {
 }
 
 say() {
-    [[ -n $json ]] || printf '%s\n' "$*"
+    [[ -n $json ]] || printf '%s\n' "$*" | plain
 }
 
 # A whole second word for an option

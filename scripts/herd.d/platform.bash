@@ -63,9 +63,10 @@ platform_failed() {
     esac
 }
 
-# Without what a terminal would obey; lines and tabs stay
+# Without what a terminal would obey, U+0080 to U+009F and turns of the direction of writing among it; lines and tabs stay
 plain() {
-    LC_ALL=C tr -d '\000-\010\013-\037\177'
+    LC_ALL=C tr -d '\000-\010\013-\037\177' |
+        LC_ALL=C sed $'s/\302[\200-\237]//g; s/\342\200[\216\217\250-\256]//g; s/\342\201[\246-\251]//g'
 }
 
 # What somebody else said, as a part of a message: no control characters, no passwords of URLs, at most that long

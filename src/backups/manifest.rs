@@ -362,4 +362,17 @@ mod tests {
             assert!(bad.parse::<BackupId>().is_err(), "{bad:?}");
         }
     }
+
+    #[test]
+    fn a_file_of_a_manifest_is_neither_a_path_nor_an_option() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/manifest/");
+        let id: BackupId = "b001".parse().unwrap();
+        let small = std::fs::read(format!("{corpus}small")).unwrap();
+        assert_eq!(Manifest::parse(id, &small).unwrap().file, "b001-0a1b.dump");
+        for name in ["climbs-out", "option", "hidden", "no-name", "escapes"] {
+            let bytes = std::fs::read(format!("{corpus}{name}")).unwrap();
+            let error = Manifest::parse(id, &bytes).unwrap_err().to_string();
+            assert!(!error.contains('\u{1b}'), "{error:?}");
+        }
+    }
 }

@@ -544,4 +544,19 @@ mod tests {
             assert!(Changes::new(version.parse().unwrap()).is_err(), "{version}");
         }
     }
+
+    #[test]
+    fn what_is_remembered_is_bounded_however_thinly_it_is_spread() {
+        let mut spread = changes();
+        let refused = (0..=u32::MAX / 65_536)
+            .flat_map(|high| (0..64).map(move |number| (high, number)))
+            .find(|(high, number)| {
+                let relation = Relation { number: *number, ..TABLE };
+                spread.add(Change::Block(relation, high << 16)).is_err()
+            });
+        assert!(refused.is_some() && spread.bytes < MEMORY + 1000);
+        let mut databases = changes();
+        assert!((0..u32::MAX).any(|database| databases.add(Change::Database(database)).is_err()));
+        assert!(databases.databases.len() <= MEMORY / DATABASE_BYTES + 1);
+    }
 }

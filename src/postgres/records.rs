@@ -1024,4 +1024,20 @@ mod tests {
         assert_eq!(PgTime(0).unix_micros(), 946_684_800_000_000);
         let _ = PgTime(i64::MAX).to_string(); // "infinity"
     }
+
+    #[test]
+    fn four_billion_timelines_are_not_tried_one_after_the_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let size = 1 << 20;
+        for timeline in [1, 100, 70_000] {
+            let name = segment_name(Timeline(timeline), Lsn(0), size);
+            std::fs::write(directory.path().join(name), vec![timeline as u8; size as usize]).unwrap();
+        }
+        let first = |timeline| Pages::of(directory.path(), Timeline(timeline), size).get(Lsn(0)).unwrap();
+        assert_eq!(first(u32::MAX).unwrap()[0], 70_000u32 as u8);
+        assert_eq!(first(69_999).unwrap()[0], 100);
+        assert_eq!(first(3).unwrap()[0], 1);
+        let mut none = Pages::of(directory.path(), Timeline(u32::MAX), size);
+        assert!(none.get(Lsn(size.into())).unwrap().is_none());
+    }
 }

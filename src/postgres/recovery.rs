@@ -612,4 +612,14 @@ mod tests {
             assert_eq!(seen.insert(name.clone(), (app, instance)), None, "{name}");
         }
     }
+
+    #[test]
+    fn a_keyword_cannot_become_two() {
+        for text in
+            ["postgres://h/d?a%20password=x", "postgres://h/d?=x", "a\u{1}b=1", "postgres://h/d?x%3Dy=1"]
+        {
+            assert!(matches!(Conninfo::parse(text), Err(Error::Conninfo { .. })), "{text:?}");
+        }
+        assert!(Conninfo::parse("postgres://h/d?application_name=x").is_ok());
+    }
 }

@@ -432,4 +432,72 @@ mod tests {
             assert!(matches!(error, Err(Error::SshBroken { .. })), "{path}: {error:?}");
         }
     }
+
+    fn entry(kind: EntryKind, path: &str, size: u64) -> Vec<u8> {
+        let entry = Entry { kind, root: 0, mode: 0o600, size, path: path.into() };
+        let mut wire = Vec::new();
+        write_frame(&mut wire, Kind::Entry, &entry.encode()).unwrap();
+        wire
+    }
+
+    fn data(offset: u64, bytes: &[u8]) -> Vec<u8> {
+        let mut wire = Vec::new();
+        let mut payload = vec![0];
+        payload.extend(offset.to_le_bytes());
+        payload.extend((bytes.len() as u32).to_le_bytes());
+        payload.extend(bytes);
+        write_frame(&mut wire, Kind::Data, &payload).unwrap();
+        wire
+    }
+
+    fn is_refused<T>(outcome: Result<T>, why: &str) {
+        let error = outcome.err().unwrap();
+        assert!(matches!(error, Error::SshBroken { .. }) && error.to_string().contains(why), "{error}");
+    }
+
+    #[test]
+    fn an_answer_without_end_is_refused() {
+        let mut signs = Vec::new();
+        (0..1000).for_each(|_| write_frame(&mut signs, Kind::Alive, &[]).unwrap());
+        is_refused(hostile(signs).list(&PLAIN, |_| Ok(())), "signs of life without end");
+
+        let mut again = hostile(data(0, b"1234").repeat(3));
+        again.read(&ReadRange { root: 0, path: "x".into(), offset: 0, length: 8 });
+        assert!(again.next(0..8).is_ok() && again.next(0..8).is_ok());
+        is_refused(again.next(0..8).map(drop), "a block that was not asked for");
+        is_refused(hostile(data(0, b"")).next(0..8).map(drop), "a block that was not asked for");
+
+        let huge = entry(EntryKind::File, "x", SIZE_LIMIT).repeat((TOTAL_LIMIT / SIZE_LIMIT) as usize + 1);
+        let mut taken = 0;
+        let outcome = hostile(huge).list(&PLAIN, |_| {
+            taken += 1;
+            Ok(())
+        });
+        is_refused(outcome, "more files than any cluster has");
+        assert_eq!(taken, TOTAL_LIMIT / SIZE_LIMIT);
+    }
+
+    #[test]
+    fn a_source_follows_no_link_but_that_of_the_wal_and_waits_for_no_pipe() {
+        use std::os::unix::fs::symlink;
+        let (data, outside) = (cluster(), tempfile::tempdir().unwrap());
+        std::fs::write(outside.path().join("secret"), b"secret").unwrap();
+        std::fs::create_dir(outside.path().join("PG_15_1")).unwrap();
+        std::fs::write(outside.path().join("PG_15_1/1"), b"in a tablespace").unwrap();
+        symlink(outside.path(), data.path().join("base/out")).unwrap();
+        symlink(outside.path(), data.path().join("pg_tblspc/7")).unwrap();
+        std::fs::remove_dir_all(data.path().join("pg_wal")).unwrap();
+        symlink(outside.path(), data.path().join("pg_wal")).unwrap();
+        nix::unistd::mkfifo(&data.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let read = |root, path: &str| {
+            let range = ReadRange { root, path: path.into(), offset: 0, length: 100 };
+            stream_to(data.path()).read_part(&range)
+        };
+        for (root, path) in [(0, "base/out/secret"), (0, "pg_tblspc/7/secret"), (7, "secret"), (0, "pipe")] {
+            let outcome = read(root, path);
+            assert!(matches!(outcome, Err(Error::SourceFailed { .. })), "{path}: {outcome:?}");
+        }
+        assert_eq!(read(7, "PG_15_1/1").unwrap().unwrap(), b"in a tablespace");
+        assert_eq!(read(0, "pg_wal/secret").unwrap().unwrap(), b"secret");
+    }
 }

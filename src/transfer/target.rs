@@ -935,4 +935,27 @@ mod tests {
         let done = copied(data.path(), target.path(), verify(0x1000), Wishes::default());
         assert!(!done.damaged_pages.iter().any(|page| page.contains("30000")), "{done:?}");
     }
+
+    #[test]
+    fn nothing_is_written_through_a_link_that_is_here_already() {
+        use std::os::unix::fs::symlink;
+        let (target, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let data = target.path().join("data");
+        fs::create_dir(&data).unwrap();
+        symlink(outside.path(), data.join("out")).unwrap();
+        assert!(make_directory(&data.join("out"), 0o700).is_err());
+        let roots = Roots(BTreeMap::from([(0, data.clone()), (7, data.join("out"))]));
+        assert!(roots.check_inside().is_err());
+        let entry =
+            |path: &str| Entry { kind: EntryKind::File, root: 0, mode: 0o600, size: 4, path: path.into() };
+        for path in ["out/x", "out/deeper/x"] {
+            let mut work = Work::default();
+            work.add(entry(path));
+            let mut stream = hostile(Vec::new());
+            let progress = Progress::new(Voice::Quiet);
+            let outcome = copy(&mut [&mut stream], &work, &roots, Manner::default(), None, &progress);
+            assert!(matches!(outcome, Err(Error::File { .. })), "{path}: {outcome:?}");
+        }
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
 }

@@ -20,6 +20,6 @@ command_config() {
     elif [[ -n $shell ]]; then
         jq -r '.config | to_entries[] | "\(.key)=\(.value | @sh)"' "$work/config"
     else
-        jq -r --arg app "$app" '"=== \($app) Config Vars", (.config | (keys | map(length) | max) as $w | to_entries[] | "\(.key):\(" " * ($w - (.key | length) + 1))\(.value)")' "$work/config"
+        jq -r --arg app "$app" '"=== \($app) Config Vars", (.config | (keys | map(length) | max) as $w | to_entries[] | "\(.key):\(" " * ($w - (.key | length) + 1))\(.value)")' "$work/config" | plain
     fi
 }
