@@ -186,13 +186,14 @@ impl Changes {
             Change::Block(relation, block) => {
                 let high = (block >> 16) as u16;
                 let blocks = self.of(relation);
-                let is_new = !blocks.chunks.contains_key(&high);
+                // The first one of a relation is among what the relation takes.
+                let is_more = !blocks.chunks.is_empty() && !blocks.chunks.contains_key(&high);
                 let chunk = blocks.chunks.entry(high).or_insert_with(|| Chunk::Few(Vec::new()));
                 let was_few = matches!(chunk, Chunk::Few(_));
                 if chunk.insert(block as u16) && was_few {
                     self.bytes += 2;
                 }
-                if is_new {
+                if is_more {
                     self.bytes += CHUNK_BYTES;
                 }
             }
