@@ -625,7 +625,11 @@ fn dispatch(cli: Cli) -> Result<()> {
             Ok(())
         }
         Command::Peers(PeersArgs { note: Some(name), note_port: Some(port), .. }) => {
-            peers::note_follower(&instance, &name, port).map(drop)
+            peers::note_follower(&instance, &name, port)?;
+            // On a line of its own, whatever a login profile has printed before it.
+            say("");
+            answer(&instance.name);
+            Ok(())
         }
         Command::Peers(PeersArgs { list: true, .. }) => {
             // On a line of its own, whatever a login profile has printed before it.

@@ -193,7 +193,7 @@ pub fn run(context: Context) -> Result<Report> {
 }
 
 fn why(by: &Answer, ours: Timeline) -> String {
-    format!("{} has taken over; this one ended on timeline {}", by.text(), ours.0)
+    format!("{}, has taken over; this one ended on timeline {}", by.text(), ours.0)
 }
 
 /// Says, while it exists, why this old primary runs read-only.
@@ -265,14 +265,22 @@ fn start_as_standby_of_nobody(instance: &Instance, version: PgVersion) -> Result
 /// back, so a failure is only told.
 pub fn introduce(context: Context, there: &There) {
     let instance = context.instance;
-    let source = Peer { name: there.name.clone(), host: there.target.host.clone(), port: there.target.port };
     let word = ssh::shell_word(&instance.name);
-    let command = format!("exec {} --quiet peers --note {word} --note-port {}", there.agent, instance.port());
-    let noted =
-        note(instance, &source).and_then(|()| ssh::run(there.remote.as_ref(), &command, b"").map(drop));
+    let command =
+        format!("exec {} --json --quiet peers --note {word} --note-port {}", there.agent, instance.port());
+    // A blurb need not say what it is called.
+    let noted = ssh::run(there.remote.as_ref(), &command, b"").and_then(|answer| {
+        let name = serde_json::from_slice(last_line(&answer)).unwrap_or_else(|_| there.name.clone());
+        note(instance, &Peer { name, host: there.target.host.clone(), port: there.target.port })
+    });
     if let Err(error) = noted {
-        context.progress.detail(format!("{} does not know of its new follower: {error}", there.name));
+        context.progress.detail(format!("{} and this one do not know each other: {error}", there.name));
     }
+}
+
+/// The answer; a login profile may print before it.
+fn last_line(answer: &[u8]) -> &[u8] {
+    answer.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default()
 }
 
 /// Refuses a source whose place was taken: whoever follows it follows a past.
@@ -288,8 +296,7 @@ pub fn check_source(context: Context, there: &mut There) -> Result<()> {
             return Ok(());
         }
     };
-    let line = answer.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
-    let peers: Vec<Peer> = serde_json::from_slice(line).unwrap_or_default();
+    let peers: Vec<Peer> = serde_json::from_slice(last_line(&answer)).unwrap_or_default();
     // Those that stream from it are no later than it is.
     let rows = there.db.rows("SELECT application_name FROM pg_stat_replication", &[])?;
     let streaming: Vec<String> = rows.iter().map(|row| row.get(0)).collect();

@@ -20,6 +20,13 @@ fn starts(host: &Host) -> Output {
     said
 }
 
+/// Refused, with a message and a hint that begin so: ports and times are others each time.
+#[track_caller]
+fn refused(output: Output, text: &str, hint: &str) {
+    assert_eq!(output.code, 3, "{output:?}");
+    output.says(&format!("pgmahout: {text}")).says(&format!("hint: {hint}"));
+}
+
 fn is_read_only(host: &Host) {
     let refused = host.sql().batch_execute("CREATE TABLE written (n int)").unwrap_err();
     let message = refused.as_db_error().unwrap().message().to_owned();
@@ -33,7 +40,7 @@ fn comes_back_and_follows(pg: Pg) {
     new.exec("INSERT INTO t VALUES (2000)");
 
     let said = starts(&old);
-    said.says("db.0 starts read-only: db.1 (127.0.0.1:").says("a primary on timeline 2 has taken over");
+    said.says("db.0 starts read-only: db.1 (127.0.0.1:").says("a primary on timeline 2, has taken over");
     is_read_only(&old);
     assert_eq!(old.one("SELECT count(*) FROM t"), "100", "what it has can be read");
     let info = old.agent(&["--json", "info"]).run().json();
@@ -42,8 +49,8 @@ fn comes_back_and_follows(pg: Pg) {
 
     // It is nobody's primary again by mistake.
     let before = snapshot(&old);
-    old.agent(&["promote"]).run().fails(
-        3,
+    refused(
+        old.agent(&["promote"]).run(),
         "the place of db.0 was taken: db.1 (127.0.0.1:",
         "follow the other one by pgmahout enslave; or go back to this one, and lose what the other one has committed \
          since: --confirm db.0",
@@ -95,8 +102,11 @@ fn commits_that_only_it_has_are_kept_until_they_are_given_up() {
         "its own commits are there to be read"
     );
     let before = snapshot(&old);
-    let refused = old.agent(&["enslave"]).stdin(new.blurb()).run();
-    refused.fails(3, "1 commit that the source lacks", "--confirm db.0");
+    refused(
+        old.agent(&["enslave"]).stdin(new.blurb()).run(),
+        "db.0 holds 1 commit that the source lacks",
+        "to lose it on purpose, add --confirm db.0",
+    );
     before.assert_unchanged(&old);
     old.enslave(&new, &["--confirm", "db.0"]);
     assert_streams(&new, &old);
@@ -135,7 +145,7 @@ fn an_old_primary_that_runs_is_told_apart_and_not_followed() {
     // Started by something that does not ask
     old.start();
     let info = old.agent(&["info"]).run().ok();
-    info.says("superseded:   db.1 (127.0.0.1:").says("a primary on timeline 2 has taken over");
+    info.says("superseded:   db.1 (127.0.0.1:").says("a primary on timeline 2, has taken over");
     old.agent(&["peers"])
         .run()
         .ok()
@@ -143,10 +153,10 @@ fn an_old_primary_that_runs_is_told_apart_and_not_followed() {
         .says("db.0 has lost its place");
 
     let before = snapshot(&third);
-    third.agent(&["enslave"]).stdin(old.blurb()).run().fails(
-        3,
-        "db.0 is an old primary, on timeline 1: db.1 (127.0.0.1:",
-        "follow db.1; or, if db.1 has gone its own way for good: pgmahout forget db.1 on db.0",
+    refused(
+        third.agent(&["enslave"]).stdin(old.blurb()).run(),
+        "the source is an old primary, on timeline 1: db.1 (127.0.0.1:",
+        "follow db.1; or, if db.1 has gone its own way for good: pgmahout forget db.1 on the source",
     );
     before.assert_unchanged(&third);
     // db.1 was made independent on purpose
