@@ -72,11 +72,17 @@ info_shape='def null_or($t): . == null or type == $t; def list: null_or("array")
     and (.system_id, .problem, .no_follow, .plan, .version, .following.primary | null_or("string")) and (.followers, .slots | list)
     and (.size_bytes, .created, .following.lag.bytes, .following.lag.seconds | null_or("number"))'
 
+# Each is a few processes and an SSH session, and a herd may have a thousand instances
+room_for_one() {
+    while (($(jobs -rp | wc -l) >= ${HERD_AT_ONCE:-32})); do wait -n || true; done
+}
+
 # ask_all INSTANCE...: `pgmahout info` of all at once; their answers in $work/info.NAME, with an error in its place
 # {"error": {message, hint, exit}} for those that gave none.
 ask_all() {
     local name pids=() pid
     for name; do
+        room_for_one
         (shape=$info_shape ask "$name" info >"$work/info.$name" || jq -c '{error: .}' "$work/error.$name" >"$work/info.$name") &
         pids+=($!)
     done
@@ -169,6 +175,7 @@ in_parallel() {
     local function=$1 name pids=() pid failed=0 status i
     shift
     for name; do
+        room_for_one
         ("$function" "$name" >"$work/out.$name") &
         pids+=($!)
     done
