@@ -2,6 +2,7 @@
 //! free space.
 
 use crate::error::{Error, Result};
+use crate::fault::boundary;
 use crate::process;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
@@ -44,8 +45,11 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     temporary.write_all(content).on("write", path)?;
     temporary.as_file().set_permissions(Permissions::from_mode(mode)).on("set the mode of", path)?;
     temporary.as_file().sync_all().on("sync", path)?;
+    boundary("file.written");
     temporary.persist(path).map_err(|e| e.error).on("rename to", path)?;
-    sync_directory(directory)
+    sync_directory(directory)?;
+    boundary("file.renamed");
+    Ok(())
 }
 
 /// How [`write`] calls its temporary files, before the number of the process.

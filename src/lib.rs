@@ -4,6 +4,7 @@
 
 // floor 0
 pub mod error;
+pub mod fault;
 // floor 1: pure facts and pure decisions
 pub mod backups;
 pub mod blurb;

@@ -1,6 +1,7 @@
 //! Owns the server's life: how it is started and stopped, under whatever runs it here.
 
 use crate::error::{Error, Result};
+use crate::fault::boundary;
 use crate::instance::Instance;
 use crate::layout::{Debian, Service};
 use crate::process;
@@ -21,6 +22,7 @@ pub fn stop(instance: &Instance) -> Result<()> {
         }
         return Ok(());
     };
+    boundary("server.stopping");
     let outcome = match &instance.service {
         Service::Supervisor { .. } => supervisorctl(instance, "stop", limit),
         Service::Systemd { unit } => plain(Command::new("systemctl").args(["stop", unit]), limit),
@@ -38,6 +40,7 @@ pub fn stop(instance: &Instance) -> Result<()> {
     };
     outcome.map_err(|e| failed("stop", instance, e))?;
     let gone = process::wait_for(limit, || Ok((!process::is_alive(running.pid)).then_some(())))?;
+    boundary("server.stopped");
     match gone {
         Some(()) => Ok(()),
         None => Err(Error::ServerDoesNotStop { data: instance.data_directory()?, limit }),
@@ -48,6 +51,7 @@ pub fn stop(instance: &Instance) -> Result<()> {
 /// the caller to see.
 pub fn start(instance: &Instance) -> Result<()> {
     let limit = instance.start_timeout;
+    boundary("server.starting");
     let outcome = match &instance.service {
         Service::Supervisor { .. } => supervisorctl(instance, "start", limit),
         Service::Systemd { unit } => plain(Command::new("systemctl").args(["start", unit]), limit),
@@ -63,6 +67,7 @@ pub fn start(instance: &Instance) -> Result<()> {
         }
         Service::Commands { start, .. } => plain(Command::new("sh").args(["-c", start]), limit),
     };
+    boundary("server.started");
     outcome.map_err(|e| failed("start", instance, e))
 }
 

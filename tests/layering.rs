@@ -27,7 +27,7 @@ const FLOORS: &[(u8, &[&str])] = &[
     ),
     (2, &["compress", "process", "durable", "nss", "progress", "settings"]),
     (1, &["postgres", "blurb", "backups"]),
-    (0, &["error"]),
+    (0, &["error", "fault"]),
 ];
 
 /// Module path ("postgres::version") to its source without comments.

@@ -5,6 +5,7 @@ use super::Context;
 use super::enslave::here::{end_of_files, has_standby_file};
 use crate::durable::{self, Lock};
 use crate::error::{Error, Result};
+use crate::fault::boundary;
 use crate::postgres::control::ClusterState;
 use crate::postgres::wal::{Lsn, SystemId, Timeline};
 use crate::progress::time_text;
@@ -59,6 +60,7 @@ pub fn fence(context: Context, expected: SystemId, successor: &str) -> Result<Fe
     );
     // Before the stop: were the machine to reboot in between, it would start as a primary.
     durable::create_private_directory(&instance.state_directory)?;
+    boundary("fence.writing");
     durable::write(&fence, text.as_bytes(), 0o600)?;
     if let Err(error) = service::stop(instance) {
         let _ = std::fs::remove_file(&fence);
@@ -75,6 +77,7 @@ pub fn fence(context: Context, expected: SystemId, successor: &str) -> Result<Fe
         let version = instance.data_version()?.ok_or(Error::NoCluster { path: data.clone() })?;
         end_of_files(&data, &control, version, timeline)?
     };
+    boundary("fence.answering");
     Ok(Fenced { instance: instance.name.clone(), system_id: control.system_id, end, timeline, was_running })
 }
 

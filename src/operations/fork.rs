@@ -9,6 +9,7 @@ use super::{Context, backup, job, promote, standby};
 use crate::blurb::Blurb;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
+use crate::fault::boundary;
 use crate::instance::Instance;
 use crate::postgres::wal::{Lsn, Timeline};
 use crate::process;
@@ -81,6 +82,7 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
         }
         durable::create_private_directory(&instance.state_directory)?;
         durable::write(&note, whom.as_bytes(), 0o600)?;
+        boundary("fork.noted");
     }
     let followed = enslave::follow(context, blurb, &copy);
     if followed.is_err()
@@ -112,16 +114,21 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
 
     let goal = there::end_of_wal(&mut there.db, there.in_recovery)?;
     replay_to(context, &mut db, goal, options.timeout)?;
+    boundary("fork.caught-up");
     progress.step("ending recovery");
     report.lsn = promote::end_recovery(context, &mut db, options.timeout)?;
     report.timeline = Some(promote::timeline(&mut db, instance)?);
     job::forget(instance);
 
     let data = instance.data_directory()?;
+    boundary("fork.promoted");
     standby::forget_settings(instance, &data, &there.target, there.version)?;
+    boundary("fork.forgotten");
     report.warnings = untie(&mut db)?;
+    boundary("fork.untied");
     // Not before: until then it has the source's schedule of backups, which would act here.
     fs::remove_file(&note).on("remove", &note)?;
+    boundary("fork.note-removed");
     if let Some(slot) = &copied.slot {
         drop_slot(context, &mut there.db, slot, &there.name);
     }

@@ -7,6 +7,7 @@ use super::{Context, job, peers, standby};
 use crate::agent;
 use crate::blurb::Blurb;
 use crate::error::{Error, Result};
+use crate::fault::boundary;
 use crate::instance::Instance;
 use crate::postgres::recovery::last_setting;
 use crate::postgres::wal::{Lsn, Timeline, parse_segment_name};
@@ -111,7 +112,9 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
     let last_commit_age: Option<f64> =
         db.value("SELECT extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8", &[])?;
     progress.step("ending recovery");
+    boundary("promote.ending");
     let last_lsn = end_recovery(context, &mut db, options.timeout)?;
+    boundary("promote.ended");
     let timeline = timeline(&mut db, instance)?;
     job::forget(instance);
     peers::lift(instance)?;
@@ -184,6 +187,7 @@ fn fence(context: Context, db: &mut Db, blurb: &Blurb, options: &Options) -> Res
     let ssh = there::connect_ssh(context, blurb, options.host_key.clone())?;
     let agent = agent::ensure(&*ssh, progress)?;
     progress.step(format!("stopping {name}"));
+    boundary("promote.fencing");
     let control = instance.control()?.ok_or(Error::NoCluster { path: instance.data_directory()? })?;
     let expected = control.system_id;
     // A fast shutdown may write for minutes before it is done.
@@ -210,11 +214,13 @@ fn fence(context: Context, db: &mut Db, blurb: &Blurb, options: &Options) -> Res
         host: blurb.ssh.host.clone(),
         why: format!("its answer to the fence is not understood: {e}"),
     })?;
+    boundary("promote.fenced");
     let outcome = after_fence(context, db, &fenced, options.timeout);
     if outcome.is_err() && fenced.was_running {
         unfence(context, &*ssh, &agent, &name);
     }
     outcome?;
+    boundary("promote.received");
     progress.step(format!(
         "{name} is stopped; {} has received all that it wrote, up to {}",
         instance.name, fenced.end
@@ -261,6 +267,7 @@ pub fn end_recovery(context: Context, db: &mut Db, limit: Duration) -> Result<Op
     let data = instance.data_directory()?;
     // Of a primary nobody must think that it is a copy.
     marker::remove_marker(&data)?;
+    boundary("promote.asking");
     let paused = version.sql_is_wal_replay_paused();
     if db.value::<bool>(&format!("SELECT {paused}"), &[])? {
         check_pause(context, db)?;
@@ -280,6 +287,7 @@ pub fn end_recovery(context: Context, db: &mut Db, limit: Duration) -> Result<Op
         let trigger = last_setting(&text, "trigger_file").ok_or(Error::NoTriggerFile)?;
         crate::durable::write(std::path::Path::new(&trigger), b"", 0o600)?;
     }
+    boundary("promote.asked");
     let replay = format!("SELECT {}::text", version.sql_last_wal_replay_lsn());
     let done = process::wait_for(limit, || {
         last = db.lsn(&replay)?.or(last);

@@ -5,6 +5,7 @@ use super::Context;
 use crate::blurb::Secret;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
+use crate::fault::boundary;
 use crate::instance::Instance;
 use crate::postgres::recovery::{Conninfo, StandbySettings};
 use crate::postgres::version::PgVersion;
@@ -124,6 +125,7 @@ pub fn lift_fence(instance: &Instance) -> Result<()> {
     let fence = instance.fence_file();
     if fence.exists() {
         fs::remove_file(&fence).on("remove", &fence)?;
+        boundary("fence.lifted");
     }
     super::peers::lift(instance)
 }
@@ -336,7 +338,9 @@ pub fn fields_of(line: &str) -> Vec<String> {
 pub fn drop_slot(db: &mut Db, slot: &str) -> Result<bool> {
     let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
                WHERE slot_name = $1 AND NOT active";
-    Ok(!db.rows(sql, &[&slot])?.is_empty())
+    let dropped = !db.rows(sql, &[&slot])?.is_empty();
+    boundary("slot.dropped");
+    Ok(dropped)
 }
 
 /// Drops a slot that this very session holds (a temporary one is active as long as it exists).
@@ -351,5 +355,7 @@ pub fn create_slot(db: &mut Db, slot: &str) -> Result<()> {
     } else {
         "SELECT pg_create_physical_replication_slot($1)::text"
     };
-    db.rows(sql, &[&slot]).map(drop)
+    db.rows(sql, &[&slot])?;
+    boundary("slot.created");
+    Ok(())
 }

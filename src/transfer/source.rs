@@ -5,6 +5,7 @@ use super::blocks::{self, HASHED, Piece, Reader};
 use super::coding::Encoder;
 use super::protocol::*;
 use super::walk::{self, Found, Walk, named};
+use crate::fault::boundary;
 use crate::postgres::changes::{Changes, Stretch};
 use crate::postgres::version::PgVersion;
 use base64::Engine;
@@ -41,6 +42,12 @@ pub fn serve(mut from: impl Read, mut to: impl Write) -> Result<()> {
             return Err(error);
         }
         to.flush()?;
+        boundary(match kind {
+            Kind::Open => "source.opened",
+            Kind::List => "source.listed",
+            Kind::Changes => "source.changes-told",
+            _ => "source.sent",
+        });
     }
     Ok(())
 }

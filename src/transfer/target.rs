@@ -7,6 +7,7 @@ use super::stream::{Answer, Stream};
 use super::write::{Heap, Target};
 use crate::durable::{self, Context};
 use crate::error::{Error, Result};
+use crate::fault::boundary;
 use crate::postgres::changes::{Changes, Touched};
 use crate::postgres::files::relation_of;
 use crate::postgres::page::{self, PAGE, PAGES_PER_SEGMENT};
@@ -389,6 +390,7 @@ impl Shared<'_> {
                 return Ok(());
             }
             self.receive(stream, &part, &mut current, &mut heap)?;
+            boundary("copy.part");
         }
     }
 

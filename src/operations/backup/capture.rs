@@ -6,6 +6,7 @@ pub use super::subject::{Options, Subject, Written};
 use super::{lock, logical, now, physical, schedule};
 use crate::backups::manifest::{BackupId, FORMAT, Kind, Manifest};
 use crate::error::Result;
+use crate::fault::boundary;
 use crate::store::sealed::Sealer;
 use crate::store::{self, catalog};
 use serde::Serialize;
@@ -81,13 +82,16 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
     let started = now();
     let file = format!("{id}-{}.{}", unique(), if options.kind == Kind::Logical { "dump" } else { "tar" });
     let mut sealer = Sealer::create(&*store, instance, &file)?;
+    boundary("capture.begun");
     let written = match options.kind {
         Kind::Logical => logical::write(context, options, &subject, &mut sealer),
         Kind::Physical => physical::write(context, options, &subject, &mut sealer),
     };
     let written = written?;
     sealer.flush().map_err(|e| store::stream_error(&*store, "write", &e))?;
+    boundary("capture.written");
     let stored = sealer.finish()?;
+    boundary("capture.stored");
     let mut manifest = Manifest {
         format: FORMAT,
         id,
@@ -122,6 +126,7 @@ pub fn run(context: Context, options: &Options) -> Result<Report> {
         let _ = store.delete(&manifest.file);
         return Err(error);
     }
+    boundary("capture.listed");
     report.id = manifest.id;
     report.warnings.extend(written.warnings);
     report.manifest = Some(manifest);

@@ -17,6 +17,7 @@ use crate::backups::manifest::{Needs, Physical, Table};
 use crate::compress::{self, Compression};
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
+use crate::fault::boundary;
 use crate::instance::Instance;
 use crate::postgres::backup::BackupLabel;
 use crate::postgres::control::{ClusterState, ControlFile};
@@ -471,6 +472,7 @@ fn hot<W: Write>(context: Context, archive: &mut Archive<W>) -> Result<Written> 
     archive.pages = pages_of(&control, control.checkpoint_redo);
     let cluster = Cluster::look(&data, version, !version.has_nonexclusive_backup(), false)?;
     archive.cluster(&cluster, &|| Ok(()))?;
+    boundary("capture.copied");
     // Before the end: what it calls the end of recovery must not lie behind the WAL that is brought along.
     let (control_bytes, control) = read_control(&data)?;
     // Before 9.6 it is a file of the source, until the end.

@@ -5,6 +5,7 @@ use super::super::{Context, standby};
 use crate::builds::{self, Build, Current, PreparedLink, Replaced};
 use crate::durable::{self, Context as _, Lock};
 use crate::error::{Error, Result};
+use crate::fault::boundary;
 use crate::instance::Instance;
 use crate::layout::Service;
 use crate::postgres::version::PgVersion;
@@ -214,12 +215,19 @@ fn restart(
     };
     durable::create_private_directory(&instance.state_directory)?;
     durable::write(&marker(instance), from.as_bytes(), 0o600)?;
+    boundary("switch.marked");
     // By the programs that started it.
     stop(context)?;
     let renewed = instance.with_linked_programs();
-    let error = match link.put().and_then(|()| start(Context { instance: &renewed, progress })) {
+    let error = match link
+        .put()
+        .inspect(|()| boundary("switch.linked"))
+        .and_then(|()| start(Context { instance: &renewed, progress }))
+    {
         Ok(()) => {
+            boundary("switch.running");
             remove_marker(instance)?;
+            boundary("switch.done");
             if let Some(replaced) = replaced {
                 replaced.forget()?;
             }

@@ -16,6 +16,7 @@ use super::session::{Backup, Held};
 use super::there::There;
 use crate::durable::{self, Context as _, FileSystems};
 use crate::error::{Error, Result};
+use crate::fault::boundary;
 use crate::instance::Instance;
 use crate::layout::Service;
 use crate::postgres::changes::Changes;
@@ -158,7 +159,9 @@ fn copy_into(
             progress.step(format!("everything is compared: {why}"));
         }
         // Not before: until here the old cluster can go on.
+        boundary("copy.preparing");
         prepare(layout, root)?;
+        boundary("copy.prepared");
         let mut roots = Roots(BTreeMap::from([(0, root.to_owned())]));
         for (oid, on_source, here) in &layout.tablespaces {
             // One that lies in PGDATA on the source is named relative to it.
@@ -168,6 +171,7 @@ fn copy_into(
         }
         let own_directory = format!("PG_{}_{}", version.major(), control.catalog_version);
         let work = take_manifest(stream, root, &roots, layout, version, &own_directory)?;
+        boundary("copy.listed");
         progress.step(format!(
             "{} {}{} in {} files over {} SSH session{}",
             if layout.reuse { "comparing" } else { "copying" },
@@ -188,6 +192,7 @@ fn copy_into(
         let copied = copy_all(stream, &mut streams, &work, &roots, manner, changes, progress);
         progress.end();
         let mut copied = copied?;
+        boundary("copy.copied");
         match &known {
             Ok(known) => copied.known_by = Some(known.by),
             Err(why) => copied.not_known = Some(why.clone()).filter(|_| layout.reuse),
@@ -216,13 +221,17 @@ fn copy_into(
         }
         keep_own_files(context, layout, root, version, &primary, slot)?;
         progress.step("syncing to disk");
+        boundary("copy.syncing");
         disks.sync()?;
+        boundary("copy.synced");
         // As late as can be: a slot that lasts, for a copy that is not there yet, would be nobody's.
         match &mut held {
             Some(held) => held.keep()?,
             None => backup.keep_slot()?,
         }
+        boundary("copy.completing");
         write_control(root, &control_bytes)?;
+        boundary("copy.completed");
         Ok(copied)
     })();
     if outcome.is_err() {
@@ -354,6 +363,7 @@ pub fn prepare(layout: &Layout, root: &Path) -> Result<()> {
         if let Some(left) = left {
             left.remove_elsewhere(|_| true)?;
         }
+        boundary("copy.emptying");
         for entry in fs::read_dir(root).on("list", root)?.flatten() {
             let path = entry.path();
             if entry.file_name() == MARKER || entry.file_name() == LOST_AND_FOUND {
@@ -367,6 +377,7 @@ pub fn prepare(layout: &Layout, root: &Path) -> Result<()> {
         }
     } else {
         fs::create_dir(root).on("create", root)?;
+        boundary("copy.created");
         own.write(root)?;
         // A half-made copy in PGDATA may have files where this one's are to come; it is never gone on with now.
         if let Some(left) = Mark::read(&layout.data).filter(|_| marker::is_incomplete(&layout.data)) {
@@ -387,6 +398,7 @@ fn remove_control(root: &Path) -> Result<()> {
     if control.exists() {
         fs::remove_file(&control).on("remove", &control)?;
         durable::sync_directory(&root.join("global"))?;
+        boundary("copy.control-removed");
     }
     Ok(())
 }

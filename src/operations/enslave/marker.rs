@@ -3,6 +3,7 @@
 
 use crate::durable::{self, Context as _};
 use crate::error::Result;
+use crate::fault::boundary;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -103,7 +104,12 @@ pub fn remove_marker(data: &Path) -> Result<()> {
     let marker = data.join(MARKER);
     match fs::remove_file(&marker) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other.on("remove", &marker).and_then(|()| durable::sync_directory(data)),
+        other => {
+            other.on("remove", &marker)?;
+            durable::sync_directory(data)?;
+            boundary("mark.removed");
+            Ok(())
+        }
     }
 }
 
@@ -112,6 +118,7 @@ pub fn remove_copy(root: &Path) -> Result<()> {
     if let Some(mark) = Mark::read(root) {
         mark.remove_elsewhere(|_| true)?;
     }
+    boundary("copy.removing");
     durable::remove_tree(root)
 }
 

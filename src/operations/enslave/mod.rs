@@ -19,7 +19,9 @@ use crate::blurb::Blurb;
 use crate::builds::Build;
 use crate::durable;
 use crate::error::{Error, Result};
-use crate::postgres::recovery::{SLOT_PREFIX, last_setting};
+use crate::fault::boundary;
+use crate::instance::Instance;
+use crate::postgres::recovery::{Conninfo, SLOT_PREFIX, last_setting};
 use crate::postgres::release::Release;
 use crate::process;
 use crate::progress::{bytes_text, duration_text};
@@ -208,10 +210,11 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
     }
 
     // From here on things change.
+    boundary("enslave.planned");
     let build = build.map(|offered| preflight::take_build(context, &there, &offered)).transpose()?;
     let was_primary = cluster.as_ref().is_some_and(|cluster| !cluster.ours.is_standby)
         || peers::superseded(instance).is_some();
-    let former = former_primary(context, cluster.as_mut())?;
+    let former = former_primary(context, cluster.as_mut(), &there)?;
     let with = Standby { slot: &slot, build: build.as_ref(), since: begin };
     let mut db = match layout {
         None => repoint(context, &mut there, cluster, &with)?,
@@ -225,7 +228,9 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
         }
     };
     standby::wait_until_streaming(context, &mut db)?;
+    boundary("enslave.streaming");
     clean_up_slots(context, &mut db, &mut there, former, &slot, was_primary && relation == Relation::Behind);
+    boundary("enslave.done");
     let end = there::end_of_wal(&mut there.db, there.in_recovery).ok();
     report.lag = standby::lag(&mut db, end)?;
     report.seconds = begin.elapsed().as_secs_f64();
@@ -288,6 +293,9 @@ fn already_following(
         // What a run that broke off has left.
         marker::remove_marker(&cluster.data)?;
         place::tidy(context, &cluster.data)?;
+        if let Some(former) = noted_former(context.instance)? {
+            leave_former(context, &former, &there.target, slot);
+        }
     }
     let end = there::end_of_wal(&mut there.db, there.in_recovery).ok();
     Ok(Some(Report {
@@ -338,13 +346,49 @@ fn decide(there: &mut There, cluster: Option<&mut Cluster>, options: &Options) -
     Ok((plan::plan(&relation, loss, gap, options.wanted)?, relation))
 }
 
-/// The primary that this instance followed until now, to take its slot away there.
-fn former_primary(context: Context, cluster: Option<&mut Cluster>) -> Result<Option<Target>> {
-    let Some(cluster) = cluster.filter(|cluster| cluster.ours.is_standby) else { return Ok(None) };
+/// The primary that this instance followed until now, to take its slot away there. It is noted: once the settings name
+/// another one, a run that is killed would leave that slot to nobody.
+fn former_primary(context: Context, cluster: Option<&mut Cluster>, there: &There) -> Result<Option<Target>> {
+    let instance = context.instance;
+    let noted = noted_former(instance)?;
+    let Some(cluster) = cluster.filter(|cluster| cluster.ours.is_standby) else { return Ok(noted) };
     let data = cluster.data.clone();
-    let Some(db) = cluster.db.as_mut() else { return Ok(None) };
-    let Some(conninfo) = standby::primary_conninfo(db, &data)? else { return Ok(None) };
-    standby::primary_target(context.instance, &conninfo, "the former primary")
+    let Some(db) = cluster.db.as_mut() else { return Ok(noted) };
+    let Some(conninfo) = standby::primary_conninfo(db, &data)? else { return Ok(noted) };
+    let former = standby::primary_target(instance, &conninfo, "the former primary")?;
+    let Some(former) = former.filter(|former| !same_server(former, &there.target)) else { return Ok(noted) };
+    let mut note = Conninfo::new();
+    note.set("host", &former.host).set("port", &former.port.to_string()).set("user", &former.user);
+    durable::create_private_directory(&instance.state_directory)?;
+    durable::write(&former_note(instance), note.to_conninfo().as_bytes(), 0o600)?;
+    Ok(Some(former))
+}
+
+/// There from before a former primary is left until its slot is gone.
+fn former_note(instance: &Instance) -> PathBuf {
+    instance.state_directory.join("former-primary")
+}
+
+fn noted_former(instance: &Instance) -> Result<Option<Target>> {
+    let Ok(text) = fs::read_to_string(former_note(instance)) else { return Ok(None) };
+    standby::primary_target(instance, &Conninfo::parse(&text)?, "the former primary")
+}
+
+fn same_server(a: &Target, b: &Target) -> bool {
+    (&a.host, a.port) == (&b.host, b.port)
+}
+
+/// Its slot there would keep WAL for nobody. That it does not answer is what one leaves it for.
+fn leave_former(context: Context, former: &Target, source: &Target, slot: &str) {
+    let progress = context.progress;
+    if !same_server(former, source) {
+        match Db::connect(former).and_then(|mut db| standby::drop_slot(&mut db, slot)) {
+            Ok(true) => progress.detail(format!("slot {slot} on the former primary dropped")),
+            Ok(false) => {}
+            Err(error) => progress.detail(format!("the former primary may still hold slot {slot}: {error}")),
+        }
+    }
+    let _ = fs::remove_file(former_note(context.instance));
 }
 
 /// After the fact, and never a reason to fail: slots that would keep WAL for nobody.
@@ -360,12 +404,8 @@ fn clean_up_slots(
     if !there.version.has_replication_slots() {
         return;
     }
-    if let Some(former) = former.filter(|f| (&f.host, f.port) != (&there.target.host, there.target.port)) {
-        match Db::connect(&former).and_then(|mut db| standby::drop_slot(&mut db, slot)) {
-            Ok(true) => progress.detail(format!("slot {slot} on the former primary dropped")),
-            Ok(false) => {}
-            Err(error) => progress.detail(format!("the former primary may still hold slot {slot}: {error}")),
-        }
+    if let Some(former) = former {
+        leave_former(context, &former, &there.target, slot);
     }
     if was_primary {
         let outdated = match outdated_slots(there) {
@@ -444,7 +484,9 @@ fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, with: 
     };
     let slot = version.has_replication_slots().then_some(slot);
     let settings = standby::settings(instance, &there.target, slot, version)?;
+    boundary("repoint.writing");
     standby::write_settings(&cluster.data, &settings, version, &[])?;
+    boundary("repoint.written");
     marker::remove_marker(&cluster.data)?;
     place::tidy(context, &cluster.data)?;
     match live {
@@ -453,6 +495,7 @@ fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, with: 
             let before: Option<i32> =
                 db.rows("SELECT pid FROM pg_stat_wal_receiver", &[])?.first().and_then(|row| row.get(0));
             db.rows("SELECT pg_reload_conf()", &[])?;
+            boundary("repoint.reloaded");
             wait_for_new_receiver(context, &mut db, before)?;
             Ok(db)
         }

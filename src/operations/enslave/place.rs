@@ -7,6 +7,7 @@ use super::plan::{Action, Fate, Plan};
 use super::there::There;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
+use crate::fault::boundary;
 use crate::instance::Instance;
 use crate::postgres::version::PgVersion;
 use crate::progress::time_text;
@@ -378,6 +379,7 @@ pub fn put_in_place(
     // Links into PGDATA itself were made with PGDATA's final name, so they hold after the exchange.
     if !data.exists() {
         durable::rename(staging, data)?;
+        boundary("place.renamed");
         return arrived().map(|()| None);
     }
     let mut fate = plan.fate;
@@ -390,6 +392,7 @@ pub fn put_in_place(
         fate = Fate::KeptAside;
     }
     let leftovers = Leftovers::of(data, layout);
+    boundary("place.exchanging");
     if !durable::exchange(staging, data)? {
         let aside = aside(data);
         durable::rename(data, &aside)?;
@@ -397,10 +400,12 @@ pub fn put_in_place(
         durable::rename(&aside, staging)?;
     }
     // `staging` is the old cluster now.
+    boundary("place.exchanged");
     arrived()?;
     if fate == Fate::KeptAside {
         let aside = aside(data);
         durable::rename(staging, &aside)?;
+        boundary("place.kept");
         return Ok(Some(aside));
     }
     context.progress.detail("removing the old cluster");
@@ -440,10 +445,13 @@ impl Leftovers {
     fn remove(&self, old: &Path) -> Result<()> {
         // Were it to break off here, the next run finishes it.
         self.mark.write(old)?;
+        boundary("place.removing");
         self.mark.remove_elsewhere(|_| true)?;
         if let Some(wal) = &self.wal {
             durable::remove_tree(wal)?;
         }
-        durable::remove_tree(old)
+        durable::remove_tree(old)?;
+        boundary("place.removed");
+        Ok(())
     }
 }

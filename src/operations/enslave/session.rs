@@ -5,6 +5,7 @@
 use super::super::{Context, standby};
 use super::there::end_of_wal;
 use crate::error::{Error, Result};
+use crate::fault::boundary;
 use crate::postgres::backup::BackupCalls;
 use crate::postgres::version::PgVersion;
 use crate::postgres::wal::Lsn;
@@ -87,7 +88,9 @@ impl Backup<'_> {
         let slot = reserve(db)?;
         let held = Held { db, slot, target: target.clone(), progress: context.progress };
         let mut backup = Backup { held, calls, running: true, begin: None };
+        boundary("backup.starting");
         let rows = backup.held.db.rows_interruptible(calls.start, &[&label])?;
+        boundary("backup.started");
         backup.begin = rows.first().and_then(|row| row.get::<_, &str>(0).parse().ok());
         Ok(backup)
     }
@@ -95,7 +98,9 @@ impl Backup<'_> {
     /// Ends the backup; gives the content of backup_label where it is not a file of the source.
     pub fn stop(&mut self) -> Result<(Option<String>, Option<String>)> {
         self.running = false;
+        boundary("backup.stopping");
         let row = self.held.db.row(self.calls.stop, &[])?;
+        boundary("backup.stopped");
         Ok((row.get("labelfile"), row.get("lsn")))
     }
 
@@ -168,6 +173,7 @@ impl Held<'_> {
                      SELECT pg_copy_physical_replication_slot({of}, {to}, false); \
                      SELECT pg_drop_replication_slot({of})"
                 ))?;
+                boundary("slot.kept");
                 self.slot = Slot::Permanent { name: permanent, keep: true };
                 Ok(())
             }

@@ -149,6 +149,7 @@ fn is_restless(path: &str) -> bool {
         ".pgmahout",
         "postgres.log",
         "ssh-commands",
+        "ssh-environment",
         "test.pgpass",
         ".cache",
         ".local",

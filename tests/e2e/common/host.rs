@@ -533,6 +533,13 @@ impl Host {
         }
     }
 
+    /// Stops it at once, if it runs; what it had not written is gone.
+    pub fn stop_at_once(&self) {
+        if let Some(postmaster) = self.postmaster() {
+            self.kill_postmaster(postmaster, Signal::SIGQUIT);
+        }
+    }
+
     // --- SQL --------------------------------------------------------------------------------------
 
     pub fn sql(&self) -> postgres::Client {
@@ -668,6 +675,7 @@ impl Host {
             let wrapper = format!(
                 "#!/bin/sh\nHOME={home}; export HOME\ncd \"$HOME\" || exit 1\n\
                  printf '%s\\n' \"$SSH_ORIGINAL_COMMAND\" >>{home}/ssh-commands\n\
+                 if [ -e {home}/ssh-environment ]; then . {home}/ssh-environment; fi\n\
                  exec /bin/bash -c \"$SSH_ORIGINAL_COMMAND\"\n",
                 home = quote(&self.home)
             );
@@ -744,6 +752,13 @@ impl Host {
                 .arg(self.home.join("sshd/host_key.pub")),
         );
         line.split(' ').nth(1).unwrap().to_owned()
+    }
+
+    /// What programs that are started here through SSH find in their environment, beside what they always do.
+    pub fn ssh_environment(&self, variables: &[(&str, &str)]) {
+        let lines: String =
+            variables.iter().map(|(name, value)| format!("export {name}={}\n", quote(value))).collect();
+        self.account.write(&self.home.join("ssh-environment"), lines, 0o600);
     }
 
     /// What was run here through SSH, a line each.

@@ -14,6 +14,7 @@ use super::super::super::{Context, credentials, fork, job, promote, standby};
 use crate::backups::manifest::{BackupId, Manifest};
 use crate::durable::{self, Context as _, FileSystems};
 use crate::error::{Error, Result};
+use crate::fault::boundary;
 use crate::instance::Instance;
 use crate::layout;
 use crate::postgres::control::ControlFile;
@@ -246,6 +247,7 @@ impl Unpacking<'_> {
                 return Err(Error::TarDamaged { why: "it ends in the middle of a file".into() });
             }
             file.write_all(&self.buffer[..have]).on("write", full)?;
+            boundary("restore.block");
             left -= have as u64;
             self.progress.add(have as u64);
         }
@@ -472,6 +474,7 @@ pub fn run(
         }
         bring(context, from, manifest, programs, &layout, &mut report)?;
     }
+    boundary("restore.in-place");
     progress.step("starting the server");
     standby::lift_fence(instance)?;
     // The killed run that is completed may have come to the start of the server.
@@ -479,6 +482,7 @@ pub fn run(
         Some(_) => standby::connect_when_ready(context, instance.start_timeout)?,
         None => standby::start_and_connect(context)?,
     };
+    boundary("restore.running");
     report.timeline = Some(promote::timeline(&mut db, instance)?);
     for warning in fork::untie(&mut db)? {
         if !report.warnings.contains(&warning) {
@@ -489,6 +493,7 @@ pub fn run(
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).on("remove", &note(instance)),
         _ => {}
     }
+    boundary("restore.note-removed");
     job::forget(instance);
     report.seconds = begin.elapsed().as_secs_f64();
     Ok(report)
@@ -641,7 +646,9 @@ fn make(
     report: &mut Report,
 ) -> Result<ControlFile> {
     let (instance, progress) = (context.instance, context.progress);
+    boundary("restore.preparing");
     copy::prepare(layout, root)?;
+    boundary("restore.prepared");
     if let Some((_, new)) = &layout.wal_link {
         copy::make_wal_link(&root.join(programs.wal_directory()), new)?;
     }
@@ -651,6 +658,7 @@ fn make(
             false => (*oid, here.clone()),
         });
     let extracted = unpack(context, from, manifest, root, &places.collect())?;
+    boundary("restore.unpacked");
     check_version(extracted.version, programs)?;
     report.bytes = extracted.bytes;
     progress.step(format!(
@@ -662,7 +670,9 @@ fn make(
     copy::keep_own_configuration(instance, &layout.data, root)?;
     be_independent(instance, root, &extracted)?;
     know_timelines(instance, &layout.data, root, &extracted)?;
+    boundary("restore.settling");
     let settled = settle(context, root, &extracted)?;
+    boundary("restore.settled");
     report.password_set = settled.password_set;
     report.warnings.extend(settled.warnings);
     remove(&root.join("recovery.done"))?;
@@ -674,6 +684,7 @@ fn make(
         }
     }
     copy::file_systems(root, layout)?.sync()?;
+    boundary("restore.synced");
     let path = root.join("global/pg_control");
     let control = ControlFile::parse(&fs::read(&path).on("read", &path)?)?;
     if !control.state.is_clean() || control.timeline <= extracted.timeline {
@@ -924,7 +935,9 @@ fn settle(context: Context, root: &Path, extracted: &Extracted) -> Result<Settle
         timeout: instance.connect_timeout,
     };
     // As long as the WAL of a backup takes; the first start's limit is for an ordinary one.
+    boundary("restore.hidden-started");
     let mut db = hidden.connect(&target, instance.start_timeout * 12)?;
+    boundary("restore.recovered");
     db.run("SET synchronous_commit = local")?;
     let password_set = set_password(instance, &mut db)?;
     let mut warnings = fork::untie(&mut db)?;

@@ -1,0 +1,16 @@
+//! What is left when something breaks at the worst moment: processes are killed at every boundary between two steps
+//! (`src/fault.rs`) and at random instants, and disks are full, read-only or not what they seem.
+//!
+//! Three promises are looked at each time. No commit that was acknowledged is lost which PostgreSQL itself would keep.
+//! PGDATA is the old cluster, or the new one, or cannot start and is completed by the same command. Nothing is left on
+//! the other side: no backup mode, no slot of nobody's, no process, no file.
+
+#[path = "../e2e/common/mod.rs"]
+mod common;
+
+mod scene;
+
+mod backup;
+mod enslave;
+mod promote;
+mod random;
