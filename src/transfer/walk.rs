@@ -86,6 +86,23 @@ impl Names {
 
     fn iter(&self) -> impl Iterator<Item = &str> {
         self.places.iter().map(|&(begin, end)| &self.text[begin as usize..end as usize])
+
+/// What a cluster cannot be without, or a part of it.
+fn holds_data(path: &str) -> bool {
+    const DIRECTORIES: &[&str] = &[
+        "base",
+        "global",
+        "pg_clog",
+        "pg_commit_ts",
+        "pg_logical",
+        "pg_multixact",
+        "pg_twophase",
+        "pg_xact",
+    ];
+    match path.split('/').collect::<Vec<_>>()[..] {
+        ["pg_tblspc", _, _, ..] => true,
+        [top, ..] => DIRECTORIES.contains(&top),
+        [] => false,
     }
 }
 
@@ -156,7 +173,12 @@ impl Walk {
                 Decision::Keep if unlogged.leaves_out(&in_data) => Decision::Skip,
                 decision => decision,
             };
-            // Sockets and the links of pg_tblspc; other links do not belong to a cluster.
+            if metadata.is_symlink() && decision == Decision::Keep && holds_data(&in_data) {
+                let why = "it is a symbolic link, and a copy would lack what it leads to: stop the server and move that back, \
+                     or make it a tablespace";
+                return Err(named(&full, Error::other(why)));
+            }
+            // Sockets and the links of pg_tblspc; other links (to a log, to a configuration) do not belong to a cluster.
             if decision == Decision::Skip || !(is_directory || metadata.is_file()) {
                 continue;
             }
@@ -169,5 +191,42 @@ impl Walk {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_link_in_place_of_data_is_refused_and_another_one_left_out() {
+        let home = tempfile::tempdir().unwrap();
+        let (data, elsewhere) = (home.path().join("data"), home.path().join("elsewhere"));
+        for directory in ["data/base/5", "data/global", "elsewhere"] {
+            fs::create_dir_all(home.path().join(directory)).unwrap();
+        }
+        symlink(&elsewhere, data.join("log")).unwrap();
+        let walk = Walk {
+            version: PgVersion::from_num(180_000),
+            with_backup_label: false,
+            with_unlogged: false,
+            inside: HashSet::new(),
+        };
+        let walked = || {
+            let mut paths = Vec::new();
+            let mut each = |found: Found| {
+                paths.push(found.path);
+                Ok(())
+            };
+            walk.root(0, &data, "", &mut each).map(|()| paths)
+        };
+        assert_eq!(walked().unwrap(), ["base", "base/5", "global"]);
+        for link in ["base/6", "base/5/16384", "pg_xact"] {
+            symlink(&elsewhere, data.join(link)).unwrap();
+            let error = walked().unwrap_err().to_string();
+            assert!(error.contains(link) && error.contains("it is a symbolic link"), "{error}");
+            fs::remove_file(data.join(link)).unwrap();
+        }
     }
 }
