@@ -198,11 +198,16 @@ fn fence(context: Context, db: &mut Db, blurb: &Blurb, options: &Options) -> Res
     );
     let answer = match ssh::run(&*ssh, &command, b"") {
         Ok(answer) => answer,
-        // It refused or failed by itself, and has undone what it did.
-        Err(Error::RemoteCommand { host, status, said }) => return Err(agent::relayed(host, status, said)),
         Err(error) => {
-            // Whether it was stopped is not known: see to it that it runs.
-            if let Ok(ssh) = there::connect_ssh(context, blurb, options.host_key.clone()) {
+            let error = match error {
+                Error::RemoteCommand { host, status, said } => agent::relayed(host, status, said),
+                other => other,
+            };
+            // What it says itself is that it refused or failed, and has undone what it did. Without a word from it (it was
+            // killed, or the connection broke) whether it was stopped is not known: see to it that it runs.
+            if !matches!(error, Error::Relayed { .. })
+                && let Ok(ssh) = there::connect_ssh(context, blurb, options.host_key.clone())
+            {
                 unfence(context, &*ssh, &agent, &name);
             }
             return Err(error);

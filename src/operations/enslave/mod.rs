@@ -350,6 +350,9 @@ fn decide(there: &mut There, cluster: Option<&mut Cluster>, options: &Options) -
 /// another one, a run that is killed would leave that slot to nobody.
 fn former_primary(context: Context, cluster: Option<&mut Cluster>, there: &There) -> Result<Option<Target>> {
     let instance = context.instance;
+    if !there.version.has_replication_slots() {
+        return Ok(None);
+    }
     let noted = noted_former(instance)?;
     let Some(cluster) = cluster.filter(|cluster| cluster.ours.is_standby) else { return Ok(noted) };
     let data = cluster.data.clone();
