@@ -86,6 +86,8 @@ impl Names {
 
     fn iter(&self) -> impl Iterator<Item = &str> {
         self.places.iter().map(|&(begin, end)| &self.text[begin as usize..end as usize])
+    }
+}
 
 /// What a cluster cannot be without, or a part of it.
 fn holds_data(path: &str) -> bool {

@@ -58,7 +58,10 @@ fn a_physical_capture() {
         let orphans = names(&store).len() - 2 * (listed + 1);
         assert_eq!(orphans, usize::from(point.is("capture.stored")), "after {point}: {:?}", names(&store));
         assert!(names(&store).iter().all(|name| name.starts_with('b')), "{:?}", names(&store));
-        source.agent(&["backup", "verify"]).run().ok();
+        let all = source.agent(&["--json", "backup", "list"]).run().json();
+        for backup in all.as_array().unwrap() {
+            source.agent(&["backup", "verify", backup["id"].as_str().unwrap()]).run().ok();
+        }
         let acknowledged = journal.stop();
         assert_eq!(source.one("SELECT max(n) FROM journal"), acknowledged.to_string());
         assert_eq!(Traces::of(&source), undisturbed, "after {point}");

@@ -11,6 +11,7 @@ mod common;
 mod scene;
 
 mod backup;
+mod build_version;
 mod disk;
 mod enslave;
 mod promote;
