@@ -78,7 +78,7 @@ pub fn half(which: usize) -> impl Fn(&Point) -> bool {
     let count = std::cell::Cell::new(which);
     move |_| {
         count.set(count.get() + 1);
-        count.get() % 2 == 0
+        count.get().is_multiple_of(2)
     }
 }
 
@@ -127,6 +127,10 @@ impl<'a> Command<'a> {
                 assert!(trace.iter().any(|line| line == name), "{name} is not in {passed:?}\n{output:?}");
             }
             all.extend(points(side, &trace));
+        }
+        // One of them alone, to look at it: PGMAHOUT_FAULT_POINT="server.stopped:1 there".
+        if let Ok(only) = std::env::var("PGMAHOUT_FAULT_POINT") {
+            all.retain(|point| point.to_string() == only);
         }
         assert!(!all.is_empty());
         all
@@ -360,6 +364,8 @@ pub enum Found {
 /// directory says that it is no cluster. Afterwards all files are as the kill has left them.
 #[track_caller]
 pub fn look_at(host: &Host, is_good: impl Fn(&Host)) -> Found {
+    // A start that the dead one was just about to exec is no agent any more by now.
+    settle(host);
     if host.is_running() {
         is_good(host);
         return Found::Cluster;
@@ -370,9 +376,11 @@ pub fn look_at(host: &Host, is_good: impl Fn(&Host)) -> Found {
     let beside = host.site.directory.join(format!("as it was left {}", host.name));
     host.account.mkdir(&beside, 0o700);
     copy(&host.data, &beside);
-    let started = host.try_start();
+    // pg_ctl's word is not taken: of a standby that ended at once it says that it was shut down.
+    host.try_start();
+    settle(host);
+    let started = host.is_running();
     if started {
-        settle(host);
         is_good(host);
         host.stop_at_once();
     } else {
