@@ -110,6 +110,7 @@ pub struct Open {
     /// Bytes of files that this stream may send or compare in a second; 0 is as many as there are.
     pub max_rate: u64,
     /// Milliseconds that an answer takes, as far as that is known: a far line is a slow one.
+    #[serde(default)]
     pub distance: u32,
 }
 
