@@ -491,6 +491,7 @@ fn repoint(context: Context, there: &mut There, cluster: Option<Cluster>, with: 
     standby::write_settings(&cluster.data, &settings, version, &[])?;
     boundary("repoint.written");
     marker::remove_marker(&cluster.data)?;
+    peers::lift(instance)?;
     place::tidy(context, &cluster.data)?;
     match live {
         Some(mut db) => {
