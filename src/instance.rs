@@ -452,6 +452,8 @@ impl Instance {
     pub fn data_version(&self) -> Result<Option<PgVersion>> {
         let path = self.data_directory()?.join("PG_VERSION");
         match fs::read_to_string(&path) {
+            // Made, and not filled any more: a copy was killed there.
+            Ok(text) if text.trim_matches('\0').is_empty() => Ok(None),
             Ok(text) => PgVersion::parse(text.trim()).map(Some),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e).on("read", &path),

@@ -91,6 +91,7 @@ pub fn known(instance: &Instance) -> Vec<Peer> {
 pub fn note(instance: &Instance, peer: &Peer) -> Result<()> {
     let file = file_of(instance, &peer.name);
     durable::create_private_directory(durable::parent(&file))?;
+    durable::sweep(durable::parent(&file));
     durable::write(&file, &serde_json::to_vec(peer).expect("plain data"), 0o600)
 }
 
