@@ -4,16 +4,17 @@ use super::{Ended, Identity, Remote, RemoteProcess, SILENCE_LIMIT, label};
 use crate::blurb::SshEndpoint;
 use crate::durable::{self, Context};
 use crate::error::{Error, Result};
+use crate::process::check_interrupt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use sha2::{Digest, Sha256};
-use ssh2::{CheckResult, HostKeyType, KnownHostFileKind, MethodType, Session};
+use ssh2::{CheckResult, ErrorCode, HostKeyType, KnownHostFileKind, MethodType, Session};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An authenticated SSH connection.
 pub struct Ssh {
@@ -40,9 +41,33 @@ fn ciphers() -> &'static str {
     }
 }
 
+/// sshd hangs up at random on those who come while too many others are about to log in (MaxStartups, from 10 on): as
+/// often a further try is made, after a pause that doubles and is nobody else's.
+const TRIES: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(150);
+
 impl Ssh {
     /// Connects, checks the host key, authenticates.
     pub fn connect(endpoint: &SshEndpoint, identity: &Identity) -> Result<Ssh> {
+        let begin = Instant::now();
+        for n in 0..TRIES - 1 {
+            match Ssh::try_connect(endpoint, identity) {
+                Err(Attempt::HungUp(_)) if begin.elapsed() < identity.timeout => {
+                    check_interrupt()?;
+                    std::thread::sleep(
+                        FIRST_PAUSE * (1 << n) + FIRST_PAUSE * (1 << n) * u32::from(dice()) / 256,
+                    );
+                }
+                Err(Attempt::HungUp(error) | Attempt::Failed(error)) => return Err(error),
+                Ok(ssh) => return Ok(ssh),
+            }
+        }
+        Ssh::try_connect(endpoint, identity).map_err(|attempt| match attempt {
+            Attempt::HungUp(error) | Attempt::Failed(error) => error,
+        })
+    }
+
+    fn try_connect(endpoint: &SshEndpoint, identity: &Identity) -> std::result::Result<Ssh, Attempt> {
         let label = label(endpoint);
         let stream = connect_tcp(endpoint, &label, identity.timeout)?;
         let broken =
@@ -56,12 +81,40 @@ impl Ssh {
             session.method_pref(MethodType::HostKey, &algorithms).map_err(broken)?;
         }
         session.set_tcp_stream(stream);
-        session.handshake().map_err(broken)?;
+        session.handshake().map_err(|e| match e.code() {
+            ErrorCode::Session(BANNER_RECV | SOCKET_DISCONNECT | SOCKET_RECV) => Attempt::HungUp(broken(e)),
+            _ => Attempt::Failed(broken(e)),
+        })?;
         let first_seen = check_host_key(&session, endpoint, &label, identity, &known)?;
         authenticate(&session, endpoint, &label, identity)?;
         session.set_timeout(SILENCE_LIMIT.as_millis() as u32);
         Ok(Ssh { session, endpoint: endpoint.clone(), identity: identity.clone(), label, first_seen })
     }
+}
+
+/// How a try to connect failed.
+enum Attempt {
+    /// The other end hung up before it had shown who it is.
+    HungUp(Error),
+    /// In any other way.
+    Failed(Error),
+}
+
+impl From<Error> for Attempt {
+    fn from(error: Error) -> Attempt {
+        Attempt::Failed(error)
+    }
+}
+
+/// LIBSSH2_ERROR_BANNER_RECV, _SOCKET_DISCONNECT and _SOCKET_RECV (libssh2.h)
+const BANNER_RECV: i32 = -2;
+const SOCKET_DISCONNECT: i32 = -13;
+const SOCKET_RECV: i32 = -43;
+
+fn dice() -> u8 {
+    let mut byte = [0];
+    let _ = openssl::rand::rand_bytes(&mut byte);
+    byte[0]
 }
 
 fn connect_tcp(endpoint: &SshEndpoint, label: &str, timeout: Duration) -> Result<TcpStream> {

@@ -33,6 +33,7 @@ mod peers;
 mod plan;
 mod promote;
 mod refusals;
+mod scale;
 mod services;
 mod ssh;
 mod wait_info;

@@ -193,7 +193,11 @@ fn delta(pg: Pg, only: impl Fn(&Point) -> bool) {
     let (primary, standby) = source_and_target(pg);
     standby.enslave(&primary, &[]);
     standby.stop();
-    primary.exec("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots");
+    until("the slot is nobody's", 30, || {
+        let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active";
+        primary.exec(drop);
+        primary.one("SELECT count(*) FROM pg_replication_slots") == "0"
+    });
     primary.exec("UPDATE noise SET id = -id WHERE id % 3 = 0; CREATE TABLE later AS SELECT generate_series(1, 9000) AS n");
     // Checkpoints remove what is older than the one before.
     for _ in 0..3 {

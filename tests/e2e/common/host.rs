@@ -682,11 +682,12 @@ impl Host {
             own.write(&directory.join("wrapper"), wrapper, 0o755);
         }
         let config = format!(
-            "ListenAddress {address}\nPort {port}\nHostKey \"{directory}/host_key\"\nPidFile none\n\
+            // Of each setting the first line counts.
+            "{extra}ListenAddress {address}\nPort {port}\nHostKey \"{directory}/host_key\"\nPidFile none\n\
              AuthorizedKeysFile \"{home}/.ssh/authorized_keys\"\nForceCommand \"{directory}/wrapper\"\n\
              PasswordAuthentication no\nKbdInteractiveAuthentication no\nPubkeyAuthentication yes\n\
              UsePAM no\nStrictModes no\nMaxStartups 100\nMaxSessions 100\nUseDNS no\nLogLevel VERBOSE\n\
-             Subsystem sftp /usr/lib/openssh/sftp-server\n{extra}",
+             Subsystem sftp /usr/lib/openssh/sftp-server\n",
             extra = self.sshd_extra,
             address = self.bracketed(),
             port = self.ssh_port,

@@ -1,0 +1,45 @@
+//! Many at once: what one machine with the defaults of its sshd bears.
+
+use crate::common::*;
+
+/// sshd's own default hangs up on some of those who come while ten others are about to log in.
+#[test]
+fn twenty_standbys_of_one_primary_at_once() {
+    const STANDBYS: usize = 20;
+    let site = Site::new();
+    let mut primary = site
+        .host("db.0")
+        .pg(Pg::embedded("18"))
+        .setting("max_wal_senders", "50")
+        .setting("max_replication_slots", "50")
+        .setting("max_connections", "200")
+        .build();
+    primary.stop_sshd();
+    primary.sshd_extra = "MaxStartups 10:30:100\n".into();
+    primary.start_sshd();
+    primary.exec("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
+    let standbys: Vec<Host> = (1..=STANDBYS)
+        .map(|n| site.host(&format!("db.{n}")).pg(Pg::embedded("18")).without_data().build())
+        .collect();
+
+    let runs: Vec<Running> = standbys
+        .iter()
+        .map(|standby| standby.agent(&["--json", "enslave"]).stdin(primary.blurb()).limit(5).spawn())
+        .collect();
+    let done: Vec<Output> = runs.into_iter().map(Running::wait).collect();
+
+    for output in done {
+        let report = output.json();
+        assert_eq!(report["plan"]["action"], "full", "{report}");
+    }
+    let streaming = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
+    until("all of them stream", 30, || primary.one(streaming) == STANDBYS.to_string());
+    for standby in &standbys {
+        wait_replayed(&primary, standby);
+        assert_eq!(standby.one("SELECT sum(n) FROM t"), "500500");
+    }
+    let names: Vec<String> = (1..=STANDBYS).map(|n| format!("pgmahout_db_{n}")).collect();
+    primary_is_clean(&primary, &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let known = primary.agent(&["--json", "peers"]).run().json();
+    assert_eq!(known["peers"].as_array().unwrap().len(), STANDBYS, "{known}");
+}
