@@ -38,7 +38,8 @@ fn twenty_standbys_of_one_primary_at_once() {
         wait_replayed(&primary, standby);
         assert_eq!(standby.one("SELECT sum(n) FROM t"), "500500");
     }
-    let names: Vec<String> = (1..=STANDBYS).map(|n| format!("pgmahout_db_{n}")).collect();
+    let mut names: Vec<String> = (1..=STANDBYS).map(|n| format!("pgmahout_db_{n}")).collect();
+    names.sort();
     primary_is_clean(&primary, &names.iter().map(String::as_str).collect::<Vec<_>>());
     let known = primary.agent(&["--json", "peers"]).run().json();
     assert_eq!(known["peers"].as_array().unwrap().len(), STANDBYS, "{known}");
