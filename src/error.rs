@@ -1079,7 +1079,7 @@ impl Error {
             }
             Error::SourceSuperseded { source, by, timeline, .. } => (
                 Refused,
-                format!("{source} is an old primary, on timeline {timeline}: {by}, has taken its place"),
+                format!("{source} was left behind on timeline {timeline}: {by}, has taken over"),
                 "",
             ),
             Error::NoSshPeer => (

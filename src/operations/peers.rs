@@ -284,11 +284,8 @@ fn last_line(answer: &[u8]) -> &[u8] {
     answer.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default()
 }
 
-/// Refuses a source whose place was taken: whoever follows it follows a past.
+/// Refuses a source whose place was taken, also one that is read-only by now: whoever follows it follows a past.
 pub fn check_source(context: Context, there: &mut There) -> Result<()> {
-    if there.in_recovery {
-        return Ok(());
-    }
     let command = format!("exec {} --json --quiet peers --list", there.agent);
     let answer = match ssh::run(there.remote.as_ref(), &command, b"") {
         Ok(answer) => answer,

@@ -47,7 +47,13 @@ fn comes_back_and_follows(pg: Pg) {
     assert_eq!(info["role"], "standby", "{info}");
     assert!(info["superseded"].as_str().unwrap().contains("db.1 (127.0.0.1:"), "{info}");
 
-    // It is nobody's primary again by mistake.
+    // It is nobody's source, and nobody's primary again, by mistake.
+    let third = old.site.host("db.2").pg(old.pg.clone()).without_data().build();
+    refused(
+        third.agent(&["enslave", "--cascade"]).stdin(old.blurb()).run(),
+        "the source was left behind on timeline 1: db.1 (127.0.0.1:",
+        "follow db.1; or",
+    );
     let before = snapshot(&old);
     refused(
         old.agent(&["promote"]).run(),
@@ -155,7 +161,7 @@ fn an_old_primary_that_runs_is_told_apart_and_not_followed() {
     let before = snapshot(&third);
     refused(
         third.agent(&["enslave"]).stdin(old.blurb()).run(),
-        "the source is an old primary, on timeline 1: db.1 (127.0.0.1:",
+        "the source was left behind on timeline 1: db.1 (127.0.0.1:",
         "follow db.1; or, if db.1 has gone its own way for good: pgmahout forget db.1 on the source",
     );
     before.assert_unchanged(&third);
