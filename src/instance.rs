@@ -187,6 +187,11 @@ fn dotcloud(value: impl ToString, what: &str) -> Option<Found> {
     Some(Found { value: value.to_string(), origin: Origin::Dotcloud(what.into()) })
 }
 
+/// True when the files say that the server will start as a standby.
+pub fn has_standby_file(data: &Path) -> bool {
+    ["standby.signal", "recovery.conf"].iter().any(|name| data.join(name).exists())
+}
+
 impl Instance {
     /// Finds the instance. It fails only on settings that cannot be understood; what could not be found
     /// is an error of the method that needs it.

@@ -7,17 +7,15 @@
 //! all its peers cannot reach each other, nobody can tell (docs/reliability.md).
 
 use super::Context;
-use super::enslave::here::has_standby_file;
-use super::enslave::there::There;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result, printable};
-use crate::instance::Instance;
+use crate::instance::{Instance, has_standby_file};
 use crate::postgres::recovery::{auto_conf_with, slot_name};
 use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{SystemId, Timeline};
 use crate::progress::time_text;
 use crate::sql::{self, Db, Target};
-use crate::ssh;
+use crate::ssh::{self, Remote};
 use crate::transfer::source::boot_id;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -35,6 +33,26 @@ pub struct Peer {
     pub host: String,
     /// Its port.
     pub port: u16,
+}
+
+/// The source of an enslave, as far as it matters here.
+pub struct Source<'a> {
+    /// What messages call it.
+    pub name: &'a str,
+    /// Its SQL address.
+    pub target: &'a Target,
+    /// SQL to it.
+    pub db: &'a mut Db,
+    /// SSH to it.
+    pub remote: &'a dyn Remote,
+    /// The shell word that runs the agent there.
+    pub agent: &'a str,
+    /// Of its machine.
+    pub boot_id: &'a str,
+    /// Its cluster.
+    pub system_id: SystemId,
+    /// The timeline it is on.
+    pub timeline: Timeline,
 }
 
 /// What a peer says of itself.
@@ -264,14 +282,14 @@ fn start_as_standby_of_nobody(instance: &Instance, version: PgVersion) -> Result
 
 /// The note on both sides that this instance follows the one at `there`, when the follower is complete: for the way
 /// back, so a failure is only told.
-pub fn introduce(context: Context, there: &There) {
+pub fn introduce(context: Context, there: &Source) {
     let instance = context.instance;
     let word = ssh::shell_word(&instance.name);
     let command =
         format!("exec {} --json --quiet peers --note {word} --note-port {}", there.agent, instance.port());
     // A blurb need not say what it is called.
-    let noted = ssh::run(there.remote.as_ref(), &command, b"").and_then(|answer| {
-        let name = serde_json::from_slice(last_line(&answer)).unwrap_or_else(|_| there.name.clone());
+    let noted = ssh::run(there.remote, &command, b"").and_then(|answer| {
+        let name = serde_json::from_slice(last_line(&answer)).unwrap_or_else(|_| there.name.to_owned());
         note(instance, &Peer { name, host: there.target.host.clone(), port: there.target.port })
     });
     if let Err(error) = noted {
@@ -285,9 +303,9 @@ fn last_line(answer: &[u8]) -> &[u8] {
 }
 
 /// Refuses a source whose place was taken, also one that is read-only by now: whoever follows it follows a past.
-pub fn check_source(context: Context, there: &mut There) -> Result<()> {
+pub fn check_source(context: Context, there: &mut Source) -> Result<()> {
     let command = format!("exec {} --json --quiet peers --list", there.agent);
-    let answer = match ssh::run(there.remote.as_ref(), &command, b"") {
+    let answer = match ssh::run(there.remote, &command, b"") {
         Ok(answer) => answer,
         Err(error) => {
             context.progress.detail(format!("{} does not say whom it knows: {error}", there.name));
@@ -299,20 +317,20 @@ pub fn check_source(context: Context, there: &mut There) -> Result<()> {
     let rows = there.db.rows("SELECT application_name FROM pg_stat_replication", &[])?;
     let streaming: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     // What is 127.0.0.1 there is here only on the same machine.
-    let is_here = there.facts.boot_id == boot_id();
+    let is_here = there.boot_id == boot_id();
     let loopback = |peer: &Peer| peer.host.parse().is_ok_and(|host: IpAddr| host.is_loopback());
     let peers = peers
         .into_iter()
         .filter(|peer| peer.name != context.instance.name && !streaming.contains(&peer.name))
         .filter(|peer| is_here || !loopback(peer))
         .collect();
-    let answers = ask(&there.target, peers, there.system_id, there.history.timeline);
+    let answers = ask(there.target, peers, there.system_id, there.timeline);
     match successor(&answers) {
         Some(by) => Err(Error::SourceSuperseded {
-            source: there.name.clone(),
+            source: there.name.to_owned(),
             by: by.text(),
             name: by.peer.name.clone(),
-            timeline: there.history.timeline.0,
+            timeline: there.timeline.0,
         }),
         None => Ok(()),
     }

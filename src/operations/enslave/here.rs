@@ -32,10 +32,7 @@ pub struct Cluster {
     pub ours: Ours,
 }
 
-/// True when the files say that the server will start as a standby.
-pub fn has_standby_file(data: &Path) -> bool {
-    ["standby.signal", "recovery.conf"].iter().any(|name| data.join(name).exists())
-}
+pub use crate::instance::has_standby_file;
 
 /// Looks at the cluster here; `None` when the data directory holds none.
 pub fn look(context: Context) -> Result<Option<Cluster>> {

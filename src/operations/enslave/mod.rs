@@ -104,10 +104,10 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     let instance = context.instance;
     instance.check_account()?;
     let _lock = instance.lock("enslave")?;
-    let followed = follow(context, blurb, options)?;
+    let mut followed = follow(context, blurb, options)?;
     if !options.dry_run {
         job::forget(instance);
-        peers::introduce(context, &followed.there);
+        peers::introduce(context, &followed.there.as_peer());
     }
     Ok(followed.report)
 }
@@ -142,7 +142,7 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
     let build = preflight::programs(context, &there, options)?;
     let mut cluster = here::look(context)?;
     preflight::check_direction(context, &mut there, cluster.as_mut(), options)?;
-    peers::check_source(context, &mut there)?;
+    peers::check_source(context, &mut there.as_peer())?;
     let mut other =
         options.copy_from.as_ref().map(|blurb| preflight::copy_from(context, &there, blurb)).transpose()?;
 

@@ -2,6 +2,7 @@
 //! found to be one and the same server. Nothing is changed there.
 
 use super::super::Context;
+use super::super::peers::Source;
 use super::super::standby::positions;
 use super::plan::{Ours, Theirs};
 use crate::agent;
@@ -217,6 +218,20 @@ impl There {
         let rows = self.db.rows(sql, &[&file, &((start.0 - segment.0) as i64), &(here.len() as i64)]);
         let (Ok(()), Ok(rows)) = (read, rows) else { return Ok(false) };
         Ok(rows.first().is_some_and(|row| row.get::<_, Vec<u8>>(0) != here))
+    }
+
+    /// What its peers have to do with.
+    pub fn as_peer(&mut self) -> Source<'_> {
+        Source {
+            name: &self.name,
+            target: &self.target,
+            db: &mut self.db,
+            remote: self.remote.as_ref(),
+            agent: &self.agent,
+            boot_id: &self.facts.boot_id,
+            system_id: self.system_id,
+            timeline: self.history.timeline,
+        }
     }
 
     /// What the decision needs to know of it.
