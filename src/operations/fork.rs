@@ -5,7 +5,7 @@
 //! on from there without copying again.
 
 use super::enslave::{self, Followed, there};
-use super::{Context, backup, job, promote, standby};
+use super::{Context, backup, job, peers, promote, standby};
 use crate::blurb::Blurb;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
@@ -132,6 +132,7 @@ pub fn run(context: Context, blurb: &Blurb, options: &Options) -> Result<Report>
     if let Some(slot) = &copied.slot {
         drop_slot(context, &mut there.db, slot, &there.name);
     }
+    peers::part(context, &there.as_peer());
     report.seconds = begin.elapsed().as_secs_f64();
     Ok(report)
 }

@@ -297,6 +297,25 @@ pub fn introduce(context: Context, there: &Source) {
     }
 }
 
+/// This instance goes its own way: it is nobody's successor from now on, and nobody is its own. Before this a fork onto a
+/// former follower would have been taken for one that was promoted, by a primary that starts anew.
+pub fn part(context: Context, there: &Source) {
+    let instance = context.instance;
+    let name = ssh::shell_word(&instance.name);
+    let told = ssh::run(there.remote, &format!("exec {} --quiet forget {name}", there.agent), b"");
+    if let Err(error) = told.and_then(|_| forget_all(instance)) {
+        context.progress.warn(format!(
+            "{0} may take {1} for its successor when it starts anew: run `pgmahout forget {1}` there ({error})",
+            there.name, instance.name
+        ));
+    }
+}
+
+/// Whoever was known has nothing to do with the cluster that is here now.
+pub fn forget_all(instance: &Instance) -> Result<()> {
+    known(instance).iter().try_for_each(|peer| forget(instance, &peer.name).map(drop))
+}
+
 /// The answer; a login profile may print before it.
 fn last_line(answer: &[u8]) -> &[u8] {
     answer.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default()

@@ -201,7 +201,9 @@ fn forks_and_those_that_were_let_go_are_no_successors() {
     let [old, new, fork] =
         ["db.0", "db.1", "db.2"].map(|name| site.host(name).pg(Pg::embedded("18")).build());
     new.enslave(&old, &[]);
-    fork.agent(&["fork"]).stdin(old.blurb()).run().ok();
+    // Known as a follower until it goes its own way
+    fork.enslave(&old, &[]);
+    fork.agent(&["fork", "--confirm", "db.2"]).stdin(old.blurb()).run().ok();
     assert_eq!(fork.timeline(), 2);
     let names = |host: &Host| -> Vec<String> {
         let report = host.agent(&["--json", "peers"]).run().json();
@@ -214,6 +216,7 @@ fn forks_and_those_that_were_let_go_are_no_successors() {
     };
     assert_eq!(names(&old), ["db.1"]);
     assert_eq!(names(&new), ["db.0"]);
+    assert_eq!(names(&fork), [""; 0]);
     old.stop();
     starts(&old).says_not("read-only");
     old.exec("CREATE TABLE still_a_primary ()");

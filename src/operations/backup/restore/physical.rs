@@ -10,7 +10,7 @@ use super::super::super::enslave::marker;
 use super::super::super::enslave::place::{self, Layout, Place};
 use super::super::super::enslave::plan::{Action, Fate, Plan};
 use super::super::super::enslave::{copy, here};
-use super::super::super::{Context, credentials, fork, job, promote, standby};
+use super::super::super::{Context, credentials, fork, job, peers, promote, standby};
 use crate::backups::manifest::{BackupId, Manifest};
 use crate::durable::{self, Context as _, FileSystems};
 use crate::error::{Error, Result};
@@ -495,6 +495,7 @@ pub fn run(
     }
     boundary("restore.note-removed");
     job::forget(instance);
+    peers::forget_all(instance)?;
     report.seconds = begin.elapsed().as_secs_f64();
     Ok(report)
 }
