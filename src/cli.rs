@@ -574,9 +574,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         }
         Command::Man { directory } => return man(directory),
         Command::Source => {
-            let (stdin, stdout) = (std::io::stdin().lock(), std::io::stdout().lock());
-            let stdout = std::io::BufWriter::with_capacity(256 * 1024, stdout);
-            return crate::transfer::source::serve(stdin, stdout)
+            return crate::transfer::source::serve_standard_streams()
                 .map_err(|e| Error::SshBroken { host: "the target".into(), why: e.to_string() });
         }
         _ => {}

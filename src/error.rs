@@ -132,6 +132,8 @@ pub enum Error {
     ServerCommand { action: &'static str, manager: String, why: String, log: Option<String> },
     /// The server goes on running.
     ServerDoesNotStop { data: PathBuf, limit: Duration },
+    /// The postmaster is gone, and processes that it had started are not.
+    ServerProcessesLeft { data: PathBuf, pids: Vec<i32>, limit: Duration },
     /// The server does not run, and has to.
     ServerDown { instance: String },
     /// The server went away while it was starting.
@@ -827,6 +829,16 @@ impl Error {
                 Failed,
                 format!("the server of {} did not stop within {} s", data.display(), limit.as_secs()),
                 "look at its log; a larger stop_timeout may be needed",
+            ),
+            Error::ServerProcessesLeft { data, pids, limit } => (
+                Failed,
+                format!(
+                    "processes of a server whose postmaster is gone still work in {} after {} s: {}",
+                    data.display(),
+                    limit.as_secs(),
+                    pids.iter().map(i32::to_string).collect::<Vec<_>>().join(", ")
+                ),
+                "they may still write there: end them by kill, then run the same command again",
             ),
             Error::ServerDown { instance } => (
                 Failed,

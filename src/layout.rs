@@ -196,6 +196,17 @@ pub fn read_running(data_directory: &Path) -> Option<Running> {
     its_own.then_some(running)
 }
 
+/// Every process of a server that works in this data directory, whether or not its postmaster is among them.
+pub fn processes_of(data_directory: &Path) -> Vec<i32> {
+    let Ok(data) = data_directory.canonicalize() else { return Vec::new() };
+    let of_process = |process: fs::DirEntry| -> Option<i32> {
+        let pid = process.file_name().to_str()?.parse().ok()?;
+        let is_postgres = fs::read_to_string(process.path().join("comm")).ok()?.trim() == "postgres";
+        (is_postgres && fs::read_link(process.path().join("cwd")).ok()? == data).then_some(pid)
+    };
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(of_process).collect()
+}
+
 /// Lines: pid, data directory, start time, port, socket directory, listen address, shared memory key,
 /// status (from 10 on) – src/include/utils/pidfile.h.
 fn parse_postmaster_pid(text: &str) -> Option<Running> {

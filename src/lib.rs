@@ -12,6 +12,7 @@ pub mod postgres;
 // floor 2
 pub mod compress;
 pub mod durable;
+pub mod net;
 pub mod nss;
 pub mod process;
 pub mod progress;

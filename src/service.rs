@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::fault::boundary;
 use crate::instance::Instance;
-use crate::layout::{Debian, Service};
+use crate::layout::{self, Debian, Service};
 use crate::process;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Stops the server cleanly (a fast shutdown: clients are disconnected, WAL goes out to standbys) and
-/// returns when its process is gone. Nothing to do when it does not run.
+/// returns when its processes are gone, also those of one whose postmaster was killed.
 pub fn stop(instance: &Instance) -> Result<()> {
     let limit = instance.stop_timeout;
     let Some(running) = instance.running() else {
@@ -20,31 +20,40 @@ pub fn stop(instance: &Instance) -> Result<()> {
         if let Service::Supervisor { .. } = instance.service {
             supervisorctl(instance, "stop", limit).map_err(|e| failed("stop", instance, e))?;
         }
-        return Ok(());
+        return wait_for_left_processes(instance, limit);
     };
     boundary("server.stopping");
     let outcome = match &instance.service {
-        Service::Supervisor { .. } => supervisorctl(instance, "stop", limit),
+        Service::Supervisor { .. } => supervisorctl(instance, "stop", limit).and_then(|()| {
+            // It has waited for its own. Of a supervisord that was killed: its successor knows of no server.
+            if process::is_alive(running.pid) { pg_ctl_stop(instance, limit) } else { Ok(()) }
+        }),
         Service::Systemd { unit } => plain(Command::new("systemctl").args(["stop", unit]), limit),
         Service::PgCtlCluster { version, cluster } => {
             plain(Command::new("pg_ctlcluster").args([version, cluster, "stop", "-m", "fast"]), limit)
         }
-        Service::PgCtl => {
-            let mut command = Command::new(instance.program("pg_ctl")?);
-            let seconds = limit.as_secs().to_string();
-            command.arg("-D").arg(instance.data_directory()?);
-            command.args(["-m", "fast", "-w", "-t", &seconds, "stop"]);
-            plain(&mut command, limit + Duration::from_secs(5))
-        }
+        Service::PgCtl => pg_ctl_stop(instance, limit),
         Service::Commands { stop, .. } => plain(Command::new("sh").args(["-c", stop]), limit),
     };
     outcome.map_err(|e| failed("stop", instance, e))?;
     let gone = process::wait_for(limit, || Ok((!process::is_alive(running.pid)).then_some(())))?;
     boundary("server.stopped");
     match gone {
-        Some(()) => Ok(()),
+        Some(()) => wait_for_left_processes(instance, limit),
         None => Err(Error::ServerDoesNotStop { data: instance.data_directory()?, limit }),
     }
+}
+
+/// A backend sees that its postmaster was killed when it next waits for something, and may write until then: nobody may
+/// change the data directory, or start another server on it, before the last of them is gone.
+fn wait_for_left_processes(instance: &Instance, limit: Duration) -> Result<()> {
+    let Ok(data) = instance.data_directory() else { return Ok(()) };
+    let mut pids = Vec::new();
+    let gone = process::wait_for(limit, || {
+        pids = layout::processes_of(&data);
+        Ok(pids.is_empty().then_some(()))
+    })?;
+    gone.ok_or(Error::ServerProcessesLeft { data, pids, limit })
 }
 
 /// Starts the server and returns when its manager says it started; whether it accepts connections is for
@@ -84,6 +93,14 @@ fn failed(action: &'static str, instance: &Instance, error: Error) -> Error {
     }
 }
 
+fn pg_ctl_stop(instance: &Instance, limit: Duration) -> Result<()> {
+    let mut command = Command::new(instance.program("pg_ctl")?);
+    let seconds = limit.as_secs().to_string();
+    command.arg("-D").arg(instance.data_directory()?);
+    command.args(["-m", "fast", "-w", "-t", &seconds, "stop"]);
+    plain(&mut command, limit + Duration::from_secs(5))
+}
+
 fn supervisorctl(instance: &Instance, action: &str, limit: Duration) -> Result<()> {
     let Service::Supervisor { config, program } = &instance.service else { return Ok(()) };
     let mut command = Command::new("supervisorctl");
@@ -94,11 +111,11 @@ fn supervisorctl(instance: &Instance, action: &str, limit: Duration) -> Result<(
     if done.iter().any(|d| said.contains(d)) {
         return Ok(());
     }
-    Err(Error::Child {
-        program: "supervisorctl".into(),
-        status: finished.status.to_string(),
-        said: said.trim().to_owned(),
-    })
+    let mut said = said.trim().to_owned();
+    if ["no such file", "refused connection"].iter().any(|gone| said.contains(gone)) {
+        said += &format!(": supervisord does not run; start it by supervisord -c {}", config.display());
+    }
+    Err(Error::Child { program: "supervisorctl".into(), status: finished.status.to_string(), said })
 }
 
 /// The last lines of the server's log, where it can be found; for the error of a failed start.

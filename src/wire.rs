@@ -3,17 +3,16 @@
 //! Formats".
 
 use crate::blurb::{Secret, Tls};
-use crate::process;
+use crate::{net, process};
 use bytes::BytesMut;
 use fallible_iterator::FallibleIterator;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{setsockopt, sockopt};
 use openssl::ssl::{HandshakeError, SslConnector, SslMethod, SslStream, SslVerifyMode};
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::{backend, frontend};
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -481,24 +480,10 @@ fn open(peer: &Peer) -> Result<Stream> {
         let path = format!("{}/.s.PGSQL.{}", peer.host, peer.port);
         return UnixStream::connect(path).map(Stream::Unix).map_err(lost);
     }
-    let mut last = io::Error::other("the name has no address");
-    for address in (peer.host.as_str(), peer.port).to_socket_addrs().map_err(lost)? {
-        match TcpStream::connect_timeout(&address, peer.timeout) {
-            Ok(stream) => return secure(peer, stream),
-            Err(e) => last = e,
-        }
-    }
-    Err(lost(last))
+    secure(peer, net::connect(&peer.host, peer.port, peer.timeout).map_err(lost)?)
 }
 
 fn secure(peer: &Peer, mut stream: TcpStream) -> Result<Stream> {
-    let _ = stream.set_nodelay(true);
-    // A network that was cut is noticed within a minute.
-    let _ = setsockopt(&stream, sockopt::KeepAlive, &true);
-    let _ = setsockopt(&stream, sockopt::TcpKeepIdle, &15);
-    let _ = setsockopt(&stream, sockopt::TcpKeepInterval, &5);
-    let _ = setsockopt(&stream, sockopt::TcpKeepCount, &6);
-    let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &60_000);
     stream.set_read_timeout(Some(peer.timeout)).map_err(lost)?;
     stream.set_write_timeout(Some(peer.timeout)).map_err(lost)?;
     let silent = |e: io::Error| match e.kind() {

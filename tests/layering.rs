@@ -25,7 +25,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "wire",
         ],
     ),
-    (2, &["compress", "process", "durable", "nss", "progress", "settings"]),
+    (2, &["compress", "process", "durable", "net", "nss", "progress", "settings"]),
     (1, &["postgres", "blurb", "backups"]),
     (0, &["error", "fault"]),
 ];

@@ -293,7 +293,10 @@ pub fn introduce(context: Context, there: &Source) {
         note(instance, &Peer { name, host: there.target.host.clone(), port: there.target.port })
     });
     if let Err(error) = noted {
-        context.progress.detail(format!("{} and this one do not know each other: {error}", there.name));
+        context.progress.warn(format!(
+            "{} and this one do not know each other, so an old primary of the two that comes back is not told: {error}",
+            there.name
+        ));
     }
 }
 

@@ -4,6 +4,7 @@ use super::{Ended, Identity, Remote, RemoteProcess, SILENCE_LIMIT, label};
 use crate::blurb::SshEndpoint;
 use crate::durable::{self, Context};
 use crate::error::{Error, Result};
+use crate::net;
 use crate::process::check_interrupt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -11,7 +12,6 @@ use sha2::{Digest, Sha256};
 use ssh2::{CheckResult, ErrorCode, HostKeyType, KnownHostFileKind, MethodType, Session};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -69,7 +69,8 @@ impl Ssh {
 
     fn try_connect(endpoint: &SshEndpoint, identity: &Identity) -> std::result::Result<Ssh, Attempt> {
         let label = label(endpoint);
-        let stream = connect_tcp(endpoint, &label, identity.timeout)?;
+        let stream = net::connect(&endpoint.host, endpoint.port, identity.timeout)
+            .map_err(|e| Error::SshUnreachable { host: label.clone(), why: e.to_string() })?;
         let broken =
             |e: ssh2::Error| Error::SshUnreachable { host: label.clone(), why: e.message().to_owned() };
         let mut session = Session::new().map_err(broken)?;
@@ -115,24 +116,6 @@ fn dice() -> u8 {
     let mut byte = [0];
     let _ = openssl::rand::rand_bytes(&mut byte);
     byte[0]
-}
-
-fn connect_tcp(endpoint: &SshEndpoint, label: &str, timeout: Duration) -> Result<TcpStream> {
-    let unreachable = |why: String| Error::SshUnreachable { host: label.into(), why };
-    let addresses = (endpoint.host.as_str(), endpoint.port)
-        .to_socket_addrs()
-        .map_err(|e| unreachable(format!("the name was not found: {e}")))?;
-    let mut why = "the name has no address".to_owned();
-    for address in addresses {
-        match TcpStream::connect_timeout(&address, timeout) {
-            Ok(stream) => {
-                let _ = stream.set_nodelay(true);
-                return Ok(stream);
-            }
-            Err(e) => why = e.to_string(),
-        }
-    }
-    Err(unreachable(why))
 }
 
 /// The lines of known_hosts that libssh2 can read. `@revoked` and `@cert-authority` lines are not among
@@ -317,7 +300,8 @@ impl Remote for Ssh {
         let broken = |e: ssh2::Error| Error::SshBroken { host: self.label.clone(), why: e.message().into() };
         let mut channel = self.session.channel_session().map_err(broken)?;
         channel.exec(command).map_err(broken)?;
-        Ok(Box::new(SshProcess { channel, label: self.label.clone() }))
+        let session = self.session.clone();
+        Ok(Box::new(SshProcess { channel: Some(channel), session, label: self.label.clone() }))
     }
 
     fn again(&self) -> Result<Box<dyn Remote>> {
@@ -337,20 +321,46 @@ impl Remote for Ssh {
     }
 }
 
+/// The good-bye of a channel or a session may take so long: the line may be gone.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+impl Drop for Ssh {
+    fn drop(&mut self) {
+        self.session.set_timeout(GOODBYE.as_millis() as u32);
+    }
+}
+
 struct SshProcess {
-    channel: ssh2::Channel,
+    /// There until it is dropped.
+    channel: Option<ssh2::Channel>,
+    session: Session,
     label: String,
+}
+
+impl SshProcess {
+    fn channel(&mut self) -> &mut ssh2::Channel {
+        self.channel.as_mut().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for SshProcess {
+    fn drop(&mut self) {
+        let patience = self.session.timeout();
+        self.session.set_timeout(GOODBYE.as_millis() as u32);
+        self.channel = None;
+        self.session.set_timeout(patience);
+    }
 }
 
 impl Read for SshProcess {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.channel.read(buffer)
+        self.channel().read(buffer)
     }
 }
 
 impl Write for SshProcess {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.channel.write(bytes)
+        self.channel().write(bytes)
     }
 
     // Not `channel.flush()`: libssh2's flush throws away what has *arrived* and was not read yet. A write
@@ -362,18 +372,20 @@ impl Write for SshProcess {
 
 impl RemoteProcess for SshProcess {
     fn send_eof(&mut self) -> std::io::Result<()> {
-        self.channel.send_eof().map_err(std::io::Error::other)
+        self.channel().send_eof().map_err(std::io::Error::other)
     }
 
     fn finish(mut self: Box<Self>) -> Result<Ended> {
-        let broken = |why: String| Error::SshBroken { host: self.label.clone(), why };
+        let label = self.label.clone();
+        let broken = |why: String| Error::SshBroken { host: label.clone(), why };
+        let channel = self.channel();
         let mut stderr = Vec::new();
-        let _ = self.channel.stderr().take(64 * 1024).read_to_end(&mut stderr);
+        let _ = channel.stderr().take(64 * 1024).read_to_end(&mut stderr);
         // What is left of stdout has to be taken, or the end of the stream never comes.
-        std::io::copy(&mut self.channel, &mut std::io::sink()).map_err(|e| broken(e.to_string()))?;
-        self.channel.wait_close().map_err(|e| broken(e.message().to_owned()))?;
-        let killed = self.channel.exit_signal().ok().and_then(|s| s.exit_signal);
-        let status = self.channel.exit_status().map_err(|e| broken(e.message().to_owned()))?;
+        std::io::copy(channel, &mut std::io::sink()).map_err(|e| broken(e.to_string()))?;
+        channel.wait_close().map_err(|e| broken(e.message().to_owned()))?;
+        let killed = channel.exit_signal().ok().and_then(|s| s.exit_signal);
+        let status = channel.exit_status().map_err(|e| broken(e.message().to_owned()))?;
         Ok(Ended {
             status: if killed.is_some() { -1 } else { status },
             stderr: String::from_utf8_lossy(&stderr).into_owned(),

@@ -9,9 +9,13 @@ use crate::fault::boundary;
 use crate::postgres::changes::{Changes, Stretch};
 use crate::postgres::version::PgVersion;
 use base64::Engine;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Result, Write};
+use std::io::{BufReader, BufWriter, ErrorKind, Read, Result, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -50,6 +54,55 @@ pub fn serve(mut from: impl Read, mut to: impl Write) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// [`serve`] on standard input and output.
+pub fn serve_standard_streams() -> Result<()> {
+    // Not std's stdin: a poll does not see what that has read ahead.
+    let from = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let to = RefCell::new(BufWriter::with_capacity(256 * 1024, std::io::stdout().lock()));
+    serve(BufReader::new(Requests { from, to: &to, idle: 60_000 }), Answers(&to))
+}
+
+/// Requests from whoever may be gone without a word: while none comes, signs of life go out. Of a line that was cut sshd
+/// learns only when it has something to send; then it gives up after a quarter of an hour, and so do we.
+struct Requests<'a, R, W: Write> {
+    from: R,
+    /// Where the signs go, which [`serve`] writes to as well.
+    to: &'a RefCell<W>,
+    /// Milliseconds between two of them.
+    idle: u16,
+}
+
+impl<R: Read + AsFd, W: Write> Read for Requests<'_, R, W> {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        loop {
+            match poll(&mut [PollFd::new(self.from.as_fd(), PollFlags::POLLIN)], PollTimeout::from(self.idle))
+            {
+                Ok(0) => {
+                    let mut to = self.to.borrow_mut();
+                    write_frame(&mut *to, Kind::Alive, &[])?;
+                    to.flush()?;
+                }
+                Ok(_) => return self.from.read(buffer),
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+/// One of two that write there.
+struct Answers<'a, W: Write>(&'a RefCell<W>);
+
+impl<W: Write> Write for Answers<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.0.borrow_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.0.borrow_mut().flush()
+    }
 }
 
 /// Sends a sign of life when the last one is some time ago.
@@ -403,4 +456,33 @@ pub fn link_on_the_way(base: &Path, root: u32, path: &str) -> Option<PathBuf> {
     let ends = path.match_indices('/').map(|(end, _)| &path[..end]);
     let leads_to_wal = |way: &str| root == 0 && (way == "pg_wal" || way == "pg_xlog");
     ends.filter(|way| !leads_to_wal(way)).map(|way| base.join(way)).find(|at| is_link(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_nothing_gets_signs_of_life() {
+        let (from, mut asking) = std::io::pipe().unwrap();
+        let asks = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            asking.write_all(b"ab").unwrap();
+        });
+        let to = RefCell::new(Vec::new());
+        let mut requests = Requests { from, to: &to, idle: 20 };
+        let mut asked = [0; 4];
+        assert_eq!(requests.read(&mut asked).unwrap(), 2);
+        assert_eq!(&asked[..2], b"ab");
+        asks.join().unwrap();
+        // The other end is gone.
+        assert_eq!(requests.read(&mut asked).unwrap(), 0);
+        let to = to.borrow();
+        let (mut signs, mut payload, mut count) = (&to[..], Vec::new(), 0);
+        while let Some(kind) = read_frame(&mut signs, &mut payload).unwrap() {
+            assert!(kind == Kind::Alive && payload.is_empty());
+            count += 1;
+        }
+        assert!((1..=15).contains(&count), "{count}");
+    }
 }

@@ -252,53 +252,52 @@ fn a_mark_that_was_left_over_is_taken_away() {
 
 // --- interruptions ------------------------------------------------------------------------------------
 
+/// An old version; those of 18 are tests/faults's.
 #[test]
 fn killed_at_any_instant_it_cannot_start_or_is_old_and_completes_when_run_again() {
-    for major in ["11", "18"] {
-        let (primary, standby) = pair(Pg::embedded(major));
-        noise(&primary, 24);
-        settle(&primary);
-        standby.enslave(&primary, &[]);
-        // Half of it becomes another: the copy takes its time.
-        left_behind(&primary, &standby, "UPDATE noise SET bytes = bytes || '\\x00' WHERE id % 2 = 0");
-        primary.exec("CREATE TABLE new AS SELECT 1 AS n");
-        let proxy = Proxy::to(primary.ssh_port).slow(4_000_000);
-        let blurb = primary.blurb_at(proxy.port, primary.port);
-        let mut halfway = 0;
-        for kilobytes in [40, 200, 1_000, 2_000, 3_000] {
-            let begin = proxy.passed();
-            let mut running = standby.agent(&["enslave"]).stdin(blurb.clone()).spawn();
-            until("so much came", 60, || proxy.passed() - begin > kilobytes * 1000 || !running.is_running());
-            assert!(running.is_running(), "it ended at {kilobytes} kB: {}", running.stderr());
-            running.signal(Signal::SIGKILL);
-            assert_eq!(running.wait().code, -9);
-            until("the session on the primary has ended", 15, || {
-                primary.one("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgmahout%'")
-                    == "0"
-            });
-            let slots = primary.column("postgres", "SELECT slot_name FROM pg_replication_slots");
-            primary_is_clean(&primary, &slots.iter().map(String::as_str).collect::<Vec<_>>());
-            let is_begun = standby.data.join(".pgmahout-incomplete").exists();
-            halfway += usize::from(is_begun);
-            if is_begun || !standby.is_running() {
-                if !is_begun {
-                    continue;
-                }
-                assert!(!standby.data.join("global/pg_control").exists());
-                assert!(!standby.try_start(), "a half-made copy started");
+    let (primary, standby) = pair(Pg::embedded("11"));
+    noise(&primary, 24);
+    settle(&primary);
+    standby.enslave(&primary, &[]);
+    // Half of it becomes another: the copy takes its time.
+    left_behind(&primary, &standby, "UPDATE noise SET bytes = bytes || '\\x00' WHERE id % 2 = 0");
+    primary.exec("CREATE TABLE new AS SELECT 1 AS n");
+    let proxy = Proxy::to(primary.ssh_port).slow(4_000_000);
+    let blurb = primary.blurb_at(proxy.port, primary.port);
+    let mut halfway = 0;
+    for kilobytes in [40, 200, 1_000, 2_000, 3_000] {
+        let begin = proxy.passed();
+        let mut running = standby.agent(&["enslave"]).stdin(blurb.clone()).spawn();
+        until("so much came", 60, || proxy.passed() - begin > kilobytes * 1000 || !running.is_running());
+        assert!(running.is_running(), "it ended at {kilobytes} kB: {}", running.stderr());
+        running.signal(Signal::SIGKILL);
+        assert_eq!(running.wait().code, -9);
+        until("the session on the primary has ended", 15, || {
+            primary.one("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgmahout%'")
+                == "0"
+        });
+        let slots = primary.column("postgres", "SELECT slot_name FROM pg_replication_slots");
+        primary_is_clean(&primary, &slots.iter().map(String::as_str).collect::<Vec<_>>());
+        let is_begun = standby.data.join(".pgmahout-incomplete").exists();
+        halfway += usize::from(is_begun);
+        if is_begun || !standby.is_running() {
+            if !is_begun {
+                continue;
             }
+            assert!(!standby.data.join("global/pg_control").exists());
+            assert!(!standby.try_start(), "a half-made copy started");
         }
-        assert!(halfway >= 3, "it was killed in the middle only {halfway} times");
-        proxy.set_rate(0);
-        let done = standby.agent(&["--json", "enslave"]).stdin(blurb).run().json();
-        assert_eq!(done["copied"]["compared"], true, "{done}");
-        assert_streams(&primary, &standby);
-        compare(&primary, &standby);
-        amcheck(&primary, &standby);
-        primary_is_clean(&primary, &[SLOT]);
-        assert!(!standby.data.join(".pgmahout-incomplete").exists());
-        assert!(!standby.home.join("data.pgmahout-new").exists());
     }
+    assert!(halfway >= 3, "it was killed in the middle only {halfway} times");
+    proxy.set_rate(0);
+    let done = standby.agent(&["--json", "enslave"]).stdin(blurb).run().json();
+    assert_eq!(done["copied"]["compared"], true, "{done}");
+    assert_streams(&primary, &standby);
+    compare(&primary, &standby);
+    amcheck(&primary, &standby);
+    primary_is_clean(&primary, &[SLOT]);
+    assert!(!standby.data.join(".pgmahout-incomplete").exists());
+    assert!(!standby.home.join("data.pgmahout-new").exists());
 }
 
 #[test]

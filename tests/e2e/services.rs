@@ -1,7 +1,6 @@
 //! What runs the server: supervisor, pg_ctl, the operator's own commands. (Debian's are in debian.rs.)
 
 use crate::common::*;
-use std::process::{Child, Stdio};
 
 /// Enslave, promote with a fence, enslave back, with the service that both hosts have.
 fn there_and_back(first: &Host, second: &Host) {
@@ -33,53 +32,6 @@ fn pg_ctl() {
         host
     });
     there_and_back(&first, &second);
-}
-
-struct Supervisor(Child);
-
-impl Supervisor {
-    fn start(host: &Host) -> Supervisor {
-        let (home, run) = (host.home.display(), host.socket_directory());
-        let config = format!(
-            "[unix_http_server]\nfile={run}/supervisor.sock\n\n[supervisord]\nlogfile={home}/supervisord.log\n\
-             pidfile={home}/supervisord.pid\n\n[rpcinterface:supervisor]\n\
-             supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface\n\n\
-             [supervisorctl]\nserverurl=unix://{run}/supervisor.sock\n\n[program:postgres]\n\
-             command={bin}/postgres -D \"{data}\" -p {port} -c \"unix_socket_directories={run}\"\n\
-             stopsignal=INT\nstopwaitsecs=60\nautorestart=true\nredirect_stderr=true\nstdout_logfile={log}\n",
-            run = run.display(),
-            bin = host.pg.bin.display(),
-            data = host.data.display(),
-            port = host.port,
-            log = host.log_file().display(),
-        );
-        host.account.write(&host.home.join("supervisord.conf"), config, 0o644);
-        let child = host
-            .command("supervisord")
-            .args(["-n", "-c"])
-            .arg(host.home.join("supervisord.conf"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("supervisord");
-        until("the server runs", 30, || host.try_sql("postgres").is_ok());
-        Supervisor(child)
-    }
-}
-
-impl Drop for Supervisor {
-    fn drop(&mut self) {
-        // Its program ends with the host.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Nothing is said: ~/supervisord.conf and its program `postgres` are found.
-fn supervised(site: &std::sync::Arc<Site>, name: &str) -> Host {
-    let said_nothing = site.host(name).pg(Pg::embedded("18")).yml("service", "").yml("start_command", "");
-    said_nothing.yml("stop_command", "").stopped().build()
 }
 
 #[test]

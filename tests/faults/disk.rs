@@ -207,3 +207,85 @@ fn a_linked_base_of_the_source() {
     output.says("it is a symbolic link");
     primary_is_clean(&primary, &[]);
 }
+
+/// Every call of ours that makes something durable fails once, by strace: the kernel has no device here that does it. Nothing
+/// is called done then. What was not synced is never gone on with: the next sync would say nothing of it.
+fn a_disk_that_fails(standby: &Host, primary: &Host, in_place: bool) {
+    noise(primary, 2);
+    primary.exec("CREATE EXTENSION IF NOT EXISTS amcheck");
+    if !in_place {
+        // A cluster that cannot be moved aside is replaced only when it is an empty one.
+        standby.exec("CREATE TABLE old_cluster AS SELECT 42 AS n");
+    }
+    let system = standby.system_identifier();
+    let saved = Saved::of(standby);
+    let command = Command::enslave(standby, primary, &["--confirm", "db.1"]);
+    let calls = standby.site.directory.join("calls");
+    let strace = |inject: &str| {
+        // Of the programs that it starts none.
+        let words = ["strace", "-f", "-qq", "-b", "execve", "-o", calls.to_str().unwrap(), "-e", inject];
+        command.run().under(&words).run()
+    };
+    account().write(&calls, "", 0o666);
+    // The first time it also remembers host keys and the other.
+    command.again();
+    saved.put_back(standby);
+    as_if_never_followed(primary);
+    strace("trace=fsync,fdatasync,syncfs").ok();
+    let seen = std::fs::read_to_string(&calls).unwrap();
+    // strace counts in each thread: ours are of the first, as the one syncfs is.
+    let line = seen.lines().find(|line| line.contains("syncfs(")).expect("a syncfs");
+    let main = line.split(' ').next().unwrap();
+    let of = |call: &str| {
+        seen.lines().filter(|line| line.starts_with(main) && line.contains(&format!("{call}("))).count()
+    };
+    let [fsync, syncfs] = ["fsync", "syncfs"].map(of);
+    assert!(syncfs >= 1 && fsync >= 5 && of("fdatasync") == 0, "{seen}");
+    for (call, nth) in (1..=syncfs).map(|n| ("syncfs", n)).chain((1..=fsync).map(|n| ("fsync", n))) {
+        saved.put_back(standby);
+        as_if_never_followed(primary);
+        let journal = Journal::start(primary);
+        let output = strace(&format!("inject={call}:error=EIO:when={nth}"));
+        eprintln!("{call} {nth}: {} {}", output.code, output.stderr);
+        assert!(
+            output.stderr.contains("Input/output error"),
+            "{call} {nth} failed, and nobody says it: {output:?}"
+        );
+        // It streams already when the two note each other.
+        assert!(
+            output.code == 1 || output.stderr.contains("do not know each other"),
+            "{call} {nth}: {output:?}"
+        );
+        no_agents(&[primary, standby]);
+        no_slot_but(primary, &[SLOT]);
+        look_at(standby, |host| match host.system_identifier() == system {
+            true if in_place => {}
+            true => assert_eq!(host.one("SELECT n FROM old_cluster"), "42"),
+            false => assert!(host.is_standby(), "a copy was started as a primary"),
+        });
+        let again = command.again();
+        if call == "syncfs" {
+            assert!(!again.stderr.contains("comparing"), "it goes on with what was not synced: {again:?}");
+            assert_eq!(output.stderr.contains("copies all of it again"), in_place, "{output:?}");
+        }
+        follows(primary, standby, journal);
+        primary_is_clean(primary, &[SLOT]);
+    }
+}
+
+#[test]
+fn a_disk_that_fails_to_sync() {
+    let (primary, standby) = pair(Pg::embedded("18"));
+    a_disk_that_fails(&standby, &primary, false);
+}
+
+#[test]
+fn a_mount_point_that_fails_to_sync() {
+    let site = Site::new();
+    let primary = site.host("db.0").pg(Pg::embedded("18")).build();
+    let disk = SmallDisk::mount(&site, "disk", 400);
+    mode(&disk.path, 0o700);
+    let standby = site.host("db.1").pg(Pg::embedded("18")).data(&disk.path).build();
+    a_disk_that_fails(&standby, &primary, true);
+    drop(standby);
+}

@@ -1,5 +1,6 @@
 //! What is left when something breaks at the worst moment: processes are killed at every boundary between two steps
-//! (`src/fault.rs`) and at random instants, and disks are full, read-only or not what they seem.
+//! (`src/fault.rs`) and at random instants, disks are full, read-only, failing or not what they seem, and lines are far, lossy
+//! and cut.
 //!
 //! Three promises are looked at each time. No commit that was acknowledged is lost which PostgreSQL itself would keep.
 //! PGDATA is the old cluster, or the new one, or cannot start and is completed by the same command. Nothing is left on
@@ -14,5 +15,7 @@ mod backup;
 mod build_version;
 mod disk;
 mod enslave;
+mod network;
 mod promote;
 mod random;
+mod server;

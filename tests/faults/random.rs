@@ -173,13 +173,15 @@ fn whatever_is_killed_the_same_command_completes_it() {
         let running = command(&primary, &standby, case.flags).run().spawn();
         std::thread::sleep(after);
         victim.kill(&running, &mut primary, &standby);
-        let output = running.wait();
+        // Whoever waits for the other end waits as long as it may: it comes back meanwhile.
+        std::thread::sleep(Duration::from_millis(dice.below(2000)));
         if primary.sshd.is_none() {
             primary.start_sshd();
         }
         if !primary.is_running() {
             primary.start();
         }
+        let output = running.wait();
         if victim == Victim::Here {
             // It may have been through already.
             assert!([-9, 0].contains(&output.code), "{output:?}");

@@ -163,6 +163,19 @@ impl<'a> Command<'a> {
         output
     }
 
+    /// Begins it, with so many minutes for all of it; [`Command::wait_for`] says where it is.
+    pub fn begin(&self, minutes: u64) -> Running {
+        self.forget_traces();
+        self.run().env(TRACE, self.trace(Side::Here)).limit(minutes).spawn()
+    }
+
+    /// Waits until it passes this boundary here.
+    #[track_caller]
+    pub fn wait_for(&self, boundary: &str) {
+        let trace = self.trace(Side::Here);
+        until(&format!("it passes {boundary}"), 60, || lines(&trace).iter().any(|line| line == boundary));
+    }
+
     /// No more faults, and what was started by the dead is through.
     fn calm(&self) {
         if let Some(there) = self.there {
@@ -180,7 +193,8 @@ impl<'a> Command<'a> {
     }
 }
 
-/// Waits until nobody starts or stops this host's server any more, and its server answers or is down.
+/// Waits until nobody starts or stops this host's server any more, and its server answers or is gone with all its
+/// processes: those of a killed one take a moment to see it, and keep the next one from starting.
 pub fn settle(host: &Host) {
     let bin = format!("{}/bin/pg-", host.home.display());
     let working = |pid: &i32| {
@@ -190,7 +204,11 @@ pub fn settle(host: &Host) {
         is_ours && words.iter().any(|word| word.contains("pg-st") || word.ends_with("pg_ctl"))
     };
     until("nobody starts or stops the server", 60, || !pids().iter().any(working));
-    until("the server is up or down", 60, || !host.is_running() || host.try_sql("postgres").is_ok());
+    until("the server is up or gone", 60, || match host.is_running() {
+        true => host.try_sql("postgres").is_ok(),
+        // A dead one that nobody has waited for yet keeps the next one from starting, too.
+        false => host.processes().is_empty() && !host.names_a_process(),
+    });
 }
 
 // --- before -------------------------------------------------------------------------------------------

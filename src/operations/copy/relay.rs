@@ -190,6 +190,7 @@ fn settings(version: PgVersion) -> String {
          SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'idle_session_timeout'; \
          SELECT pg_catalog.set_config('search_path', '', false); ",
     );
+    sql += &format!("{}; ", sql::NOTICED);
     if version.has_idle_in_transaction_timeout() {
         sql += "SET idle_in_transaction_session_timeout = 0; ";
     }

@@ -82,6 +82,15 @@ pub fn run(
             let at = staging.display();
             context.progress.step(format!("what was copied is in {at}; the same command goes on with it"));
         }
+        (Err(Error::File { action, .. }), Place::InPlace(_))
+            if action.starts_with("sync") && marker::is_incomplete(&layout.data) =>
+        {
+            marker::distrust(&layout.data);
+            context.progress.warn(format!(
+                "what was written to {} may not be on the disk; the same command copies all of it again",
+                layout.data.display()
+            ));
+        }
         (Err(_), Place::InPlace(_)) if marker::is_incomplete(&layout.data) => {
             let at = layout.data.display();
             context.progress.warn(format!(
@@ -500,7 +509,11 @@ fn read_control(stream: &mut Stream) -> Result<Vec<u8>> {
 }
 
 fn write_control(root: &Path, bytes: &[u8]) -> Result<()> {
-    durable::write(&root.join("global/pg_control"), bytes, 0o600)
+    let control = root.join("global/pg_control");
+    durable::write(&control, bytes, 0o600).inspect_err(|_| {
+        // It may be there all the same, and its slot is taken away now: it must not start.
+        let _ = fs::remove_file(&control);
+    })
 }
 
 /// The WAL from the backup's start on as files: for versions without slots, and where the slot is another server's.

@@ -21,7 +21,7 @@ pub enum By {
     Copy,
     /// A backup that is being restored: it has a control file, as it is started before its end.
     Restore,
-    /// An old cluster that is being removed.
+    /// An old cluster that is being removed, or a copy that nobody may go on with.
     Removal,
 }
 
@@ -56,12 +56,16 @@ impl Mark {
 
     /// Marks a directory.
     pub fn write(&self, root: &Path) -> Result<()> {
+        durable::write(&root.join(MARKER), self.text().as_bytes(), 0o600)
+    }
+
+    fn text(&self) -> String {
         let (_, word) = WORDS.iter().find(|(by, _)| *by == self.by).expect("all are there");
         let mut text = format!("{word} of PostgreSQL {}\n", self.major);
         for path in &self.elsewhere {
             text += &format!("{}\n", path.display());
         }
-        durable::write(&root.join(MARKER), text.as_bytes(), 0o600)
+        text
     }
 
     /// Removes what the copy has in these of its directories. One that we have named ourselves goes whole; in the others
@@ -92,6 +96,15 @@ pub fn is_incomplete(data: &Path) -> bool {
 /// A copy that another run has begun here, and this one may go on with.
 pub fn is_begun(root: &Path) -> bool {
     Mark::read(root).is_some_and(|mark| mark.by != By::Removal) && !has_control(root)
+}
+
+/// A sync has failed: what was written may never reach the disk, though it is read back from memory, and the next sync
+/// says nothing of it any more. Nobody goes on with such a copy.
+pub fn distrust(root: &Path) {
+    if let Some(mark) = Mark::read(root) {
+        // Not durable::write: a disk that cannot sync is the reason why we are here.
+        let _ = fs::write(root.join(MARKER), Mark { by: By::Removal, ..mark }.text());
+    }
 }
 
 /// Without a control file no server starts.

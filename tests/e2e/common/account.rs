@@ -1,5 +1,6 @@
 //! Who runs the servers: PostgreSQL refuses root, so root's tests run everything as an account.
 
+use super::line::Network;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -41,12 +42,20 @@ impl Account {
 
     /// A command under this account with nothing of the tests' own environment.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.command_in(None, program)
+    }
+
+    /// The same in a network of its own.
+    pub fn command_in(&self, network: Option<&Network>, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let change = nix::unistd::geteuid().is_root() && self.uid != 0;
-        let mut command = if change && self.in_groups {
-            // The standard library can set no groups, only drop root's.
-            let mut command = Command::new("setpriv");
+        // The standard library can set no groups, only drop root's; and who is not root any more enters no network.
+        let mut command = if network.is_some() || change && self.in_groups {
+            let entering = network.map(|network| ["nsenter".to_owned(), network.option()]);
             let (uid, gid) = (self.uid.to_string(), self.gid.to_string());
-            command.args(["--reuid", &uid, "--regid", &gid, "--init-groups", "--"]).arg(program);
+            let becoming = ["setpriv", "--reuid", &uid, "--regid", &gid, "--init-groups", "--"];
+            let words: Vec<_> = entering.iter().flatten().map(String::as_str).chain(becoming).collect();
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]).arg(program);
             command
         } else {
             let mut command = Command::new(program);

@@ -19,13 +19,14 @@ pub struct Run<'a> {
     arguments: Vec<String>,
     stdin: Option<Vec<u8>>,
     environment: Vec<(String, OsString)>,
+    under: Vec<String>,
     limit: Duration,
 }
 
 impl<'a> Run<'a> {
     pub fn new(host: &'a Host, arguments: &[&str]) -> Run<'a> {
         let arguments = arguments.iter().map(|a| a.to_string()).collect();
-        Run { host, arguments, stdin: None, environment: Vec::new(), limit: LIMIT }
+        Run { host, arguments, stdin: None, environment: Vec::new(), under: Vec::new(), limit: LIMIT }
     }
 
     pub fn stdin(mut self, text: impl Into<Vec<u8>>) -> Self {
@@ -38,6 +39,12 @@ impl<'a> Run<'a> {
         self
     }
 
+    /// Started by this program, with these arguments before its own name.
+    pub fn under(mut self, words: &[&str]) -> Self {
+        self.under = words.iter().map(|word| word.to_string()).collect();
+        self
+    }
+
     /// It may take longer than others.
     pub fn limit(mut self, minutes: u64) -> Self {
         self.limit = Duration::from_secs(60 * minutes);
@@ -45,7 +52,14 @@ impl<'a> Run<'a> {
     }
 
     pub fn spawn(self) -> Running {
-        let mut command = self.host.command(binary());
+        let mut command = match self.under.split_first() {
+            Some((program, words)) => {
+                let mut command = self.host.command(program);
+                command.args(words).arg(binary());
+                command
+            }
+            None => self.host.command(binary()),
+        };
         command.args(&self.arguments).envs(self.environment).current_dir(&self.host.home);
         let what = format!("pgmahout {} on {}", self.arguments.join(" "), self.host.name);
         let mut running = start(command, what, self.stdin);

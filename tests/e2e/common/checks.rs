@@ -216,7 +216,7 @@ pub fn wait_replayed(primary: &Host, standby: &Host) {
     }
     let position = if primary.is_standby() { "pg_last_wal_replay_lsn()" } else { "pg_current_wal_lsn()" };
     let lsn = primary.one(&format!("SELECT {position}"));
-    until(&format!("{} has replayed up to {lsn}", standby.name), 60, || {
+    until(&format!("{} has replayed up to {lsn}", standby.name), 180, || {
         standby.one(&format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn")) == "t"
     });
 }

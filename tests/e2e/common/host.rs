@@ -2,6 +2,7 @@
 
 use super::account::{Account, account, must};
 use super::agent::Run;
+use super::line::Network;
 use super::site::{Site, binary, free_port, shared_key, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -85,6 +86,7 @@ pub struct HostBuilder {
     data: Option<PathBuf>,
     yml: Vec<(String, String)>,
     linked: bool,
+    network: Option<Arc<Network>>,
 }
 
 #[derive(PartialEq)]
@@ -113,6 +115,7 @@ impl HostBuilder {
             data: None,
             yml: Vec::new(),
             linked: false,
+            network: None,
         }
     }
 
@@ -131,6 +134,13 @@ impl HostBuilder {
     pub fn ipv6(mut self) -> Self {
         self.address = "::1";
         self
+    }
+
+    /// At this end of a line; the blurb names its address.
+    pub fn at(mut self, network: &Arc<Network>) -> Self {
+        self.address = network.address;
+        self.network = Some(network.clone());
+        self.setting("listen_addresses", "*")
     }
 
     /// No private key in ~/.ssh.
@@ -220,6 +230,7 @@ impl HostBuilder {
             sshd: None,
             sshd_extra: String::new(),
             site: self.site,
+            network: None,
             clients: Mutex::default(),
         };
         host.lay_out(true, true, true, &[]);
@@ -250,6 +261,7 @@ impl HostBuilder {
             sshd: None,
             sshd_extra: String::new(),
             site: self.site,
+            network: self.network,
             clients: Mutex::default(),
         };
         let mut settings = self.settings;
@@ -287,6 +299,7 @@ pub struct Host {
     /// More lines for sshd's configuration, at its next start.
     pub sshd_extra: String,
     pub site: Arc<Site>,
+    network: Option<Arc<Network>>,
     /// One connection per database, kept: SCRAM costs a tenth of a second each without optimisation.
     clients: Mutex<HashMap<String, postgres::Client>>,
 }
@@ -422,7 +435,8 @@ impl Host {
     /// pg_hba.conf with this method for replication ("reject" refuses it). Takes effect on (re)load.
     pub fn hba(&self, replication: &str) {
         let mut lines = String::from("local all all scram-sha-256\n");
-        for address in ["127.0.0.1/32", "::1/128"] {
+        let line = self.network.as_ref().map(|_| "samenet");
+        for address in ["127.0.0.1/32", "::1/128"].into_iter().chain(line) {
             lines += &format!(
                 "host all all {address} scram-sha-256\nhost replication all {address} {replication}\n"
             );
@@ -432,7 +446,7 @@ impl Host {
 
     /// A command as this host's account with this host's home.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = self.account.command(program);
+        let mut command = self.account.command_in(self.network.as_deref(), program);
         command.env("HOME", &self.home);
         command
     }
@@ -513,10 +527,7 @@ impl Host {
         let _ = kill(postmaster, signal);
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let left = super::site::pids().into_iter().filter(|pid| {
-                std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == self.data)
-            });
-            let mut left: Vec<i32> = left.collect();
+            let mut left = self.processes();
             // A dead postmaster that nobody has waited for yet keeps the next one from starting.
             if signal == Signal::SIGKILL && kill(postmaster, None).is_ok() {
                 left.push(postmaster.as_raw());
@@ -531,6 +542,19 @@ impl Host {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// There is a process with the number that postmaster.pid has, even a dead one.
+    pub fn names_a_process(&self) -> bool {
+        let text = std::fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
+        text.lines().next().is_some_and(|pid| Path::new("/proc").join(pid.trim()).exists())
+    }
+
+    /// Every process that works in the data directory.
+    pub fn processes(&self) -> Vec<i32> {
+        let works_there =
+            |pid: &i32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == self.data);
+        super::site::pids().into_iter().filter(works_there).collect()
     }
 
     /// Stops it at once, if it runs; what it had not written is gone.
@@ -552,15 +576,24 @@ impl Host {
     }
 
     pub fn try_sql(&self, database: &str) -> Result<postgres::Client, postgres::Error> {
-        postgres::Config::new()
+        let mut config = postgres::Config::new();
+        config
             .host("127.0.0.1")
             .port(self.port)
             .user(&self.superuser)
             .password(&self.password)
             .dbname(database)
             .application_name("the test")
-            .connect_timeout(Duration::from_secs(5))
-            .connect(postgres::NoTls)
+            .connect_timeout(Duration::from_secs(5));
+        self.inside(|| config.connect(postgres::NoTls))
+    }
+
+    /// Does it in this host's network.
+    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.network {
+            Some(network) => network.inside(work),
+            None => work(),
+        }
     }
 
     fn with_client<T>(
@@ -726,7 +759,7 @@ impl Host {
             if let Some(status) = self.sshd.as_mut().unwrap().try_wait().unwrap() {
                 panic!("sshd: {status}\n{}", std::fs::read_to_string(directory.join("log")).unwrap());
             }
-            std::net::TcpStream::connect(&address).is_ok()
+            self.inside(|| std::net::TcpStream::connect(&address).is_ok())
         });
     }
 

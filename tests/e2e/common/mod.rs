@@ -9,6 +9,7 @@ mod account;
 mod agent;
 mod checks;
 mod host;
+mod line;
 mod load;
 mod proxy;
 mod real_build;
@@ -16,17 +17,20 @@ mod s3;
 pub mod shelf;
 mod site;
 mod source;
+mod supervisor;
 
 pub use account::{Account, account, must};
 pub use agent::{Output, Run, Running, start};
 pub use checks::{Snapshot, amcheck, assert_streams, compare, primary_is_clean, snapshot, wait_replayed};
 pub use host::{Host, HostBuilder, Pg, quote};
+pub use line::{Direction, Line, Network};
 pub use load::{Argv, Journal, Pgbench, enslaved_under_load, noise};
 pub use proxy::Proxy;
 pub use real_build::{names, really_build};
 pub use s3::{KEY, S3, SECRET};
 pub use site::{Site, SmallDisk, binary, free_port, pids, until};
 pub use source::{Mirror, Nginx, Standin, sha256, url_at};
+pub use supervisor::{Supervisor, supervised};
 
 /// A primary and a fresh instance beside it, both running, of the same version.
 pub fn pair(pg: Pg) -> (Host, Host) {
