@@ -6,6 +6,7 @@
 //! refused.
 
 use crate::error::{Error, Result};
+use crate::postgres::ssl::SslParameters;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -65,6 +66,8 @@ pub struct SqlEndpoint {
     pub port: u16,
     /// `None`: not said.
     pub database: Option<String>,
+    /// What its URL says of TLS.
+    pub ssl: SslParameters,
 }
 
 /// What an instance tells about itself.
@@ -532,6 +535,7 @@ fn from_ports(name: Option<String>, ports: &[Port], password: Option<String>) ->
             host: sql_url.host,
             port: sql_port,
             database: sql_url.database,
+            ssl: ssl_of(&sql_url.parameters).map_err(|why| bad_url(sql, why))?,
         },
     })
 }
@@ -552,8 +556,20 @@ fn scheme(url: &str) -> String {
     url.split_once("://").map_or(String::new(), |(scheme, _)| scheme.to_ascii_lowercase())
 }
 
-fn bad_url(port: &Port, why: &'static str) -> Error {
-    Error::BlurbUrl { port: shown(&port.name), url: shown(&port.url), why }
+fn bad_url(port: &Port, why: impl Into<String>) -> Error {
+    Error::BlurbUrl { port: shown(&port.name), url: shown(&port.url), why: why.into() }
+}
+
+/// Names and values behind a URL's `?`, decoded.
+fn parameters(text: &str) -> impl Iterator<Item = (String, String)> {
+    let pairs = text.split('&').filter_map(|parameter| parameter.split_once('='));
+    pairs.map(|(name, value)| (lenient_decode(name), lenient_decode(value)))
+}
+
+fn ssl_of(text: &str) -> std::result::Result<SslParameters, String> {
+    let mut ssl = SslParameters::default();
+    parameters(text).try_for_each(|(name, value)| ssl.take(&name, &value))?;
+    Ok(ssl)
 }
 
 struct Url {
@@ -563,6 +579,8 @@ struct Url {
     host: String,
     port: Option<u16>,
     database: Option<String>,
+    /// As written, what is behind the `?`.
+    parameters: String,
 }
 
 impl Url {
@@ -633,12 +651,14 @@ impl Url {
         if database.chars().any(char::is_control) {
             return Err("has no usable database name");
         }
+        let parameters = path.split('#').next().and_then(|path| path.split_once('?')).map_or("", |(_, p)| p);
         Ok(Url {
             user: (!user.is_empty()).then_some(user),
             password: (!password.is_empty()).then(|| (password.to_owned(), decoded)),
             host,
             port: number,
             database: (!database.is_empty()).then_some(database),
+            parameters: parameters.to_owned(),
         })
     }
 }
@@ -657,73 +677,36 @@ pub struct DatabaseUrl {
     pub port: u16,
     /// Database; that of the user's name where it has none.
     pub database: String,
-    /// What its `sslmode` asks for.
-    pub tls: Tls,
-}
-
-/// What is asked of a connection to PostgreSQL.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tls {
-    /// TLS where the server offers it: libpq's `prefer`; `disable` and `allow` too.
-    #[default]
-    Preferred,
-    /// No connection without TLS: `require`.
-    Required,
-    /// `verify-ca`, `verify-full`: no connection without TLS; the certificate is not looked at.
-    Unverified,
-}
-
-impl Tls {
-    /// A connection without is not to be used.
-    pub fn is_required(self) -> bool {
-        self != Tls::Preferred
-    }
+    /// What it says of TLS.
+    pub ssl: SslParameters,
 }
 
 /// What libpq would take from behind the `?` in place of what stands before it.
 const LEADING_ELSEWHERE: &[&str] =
     &["dbname", "host", "hostaddr", "options", "passfile", "password", "port", "service", "user"];
 
-/// libpq's values of `sslmode`.
-const SSL_MODES: &[(&str, Tls)] = &[
-    ("disable", Tls::Preferred),
-    ("allow", Tls::Preferred),
-    ("prefer", Tls::Preferred),
-    ("require", Tls::Required),
-    ("verify-ca", Tls::Unverified),
-    ("verify-full", Tls::Unverified),
-];
-
 impl DatabaseUrl {
     /// Reads it.
     ///
     /// # Errors
     /// What is wrong with it, as the rest of a sentence that begins with it. The URL itself is not quoted.
-    pub fn parse(text: &str) -> std::result::Result<DatabaseUrl, &'static str> {
+    pub fn parse(text: &str) -> std::result::Result<DatabaseUrl, String> {
         if !is_database_url(text) {
-            return Err("does not begin with postgres://");
+            return Err("does not begin with postgres://".into());
         }
         let (_, rest) = text.split_once("://").unwrap_or_default();
         if rest.chars().any(char::is_control) {
-            return Err("has a control character");
+            return Err("has a control character".into());
         }
         let at = end_of_user(rest);
         let url = match at {
             Some(at) => Url::read(Some(&rest[..at]), &rest[at + 1..])?,
             None => Url::read(None, rest)?,
         };
-        let behind =
-            rest[at.map_or(0, |at| at + 1)..].split_once('?').map_or("", |(_, parameters)| parameters);
-        let mut tls = Tls::default();
-        for (name, value) in behind.split('&').filter_map(|parameter| parameter.split_once('=')) {
-            if LEADING_ELSEWHERE.contains(&name) {
-                return Err("says behind the \"?\" where it leads to or as whom");
-            }
-            if name == "sslmode" {
-                let known = SSL_MODES.iter().find(|(mode, _)| *mode == value);
-                tls = known.ok_or("has an sslmode that libpq does not know")?.1;
-            }
+        if parameters(&url.parameters).any(|(name, _)| LEADING_ELSEWHERE.contains(&name.as_str())) {
+            return Err("says behind the \"?\" where it leads to or as whom".into());
         }
+        let ssl = ssl_of(&url.parameters)?;
         let user = url.user.ok_or("has no user")?;
         Ok(DatabaseUrl {
             password: url.password.map(|(_, decoded)| Secret(decoded)),
@@ -731,7 +714,7 @@ impl DatabaseUrl {
             port: url.port.unwrap_or(5432),
             database: url.database.unwrap_or_else(|| user.clone()),
             user,
-            tls,
+            ssl,
         })
     }
 }
@@ -778,6 +761,7 @@ fn lenient_decode(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::error::Exit;
+    use crate::postgres::ssl::SslMode;
 
     macro_rules! sample {
         ($name:literal) => {
@@ -1134,19 +1118,36 @@ mod tests {
             ("postgres://me:secret@h:0/d", "has a port that is not between 1 and 65535"),
             ("postgres://me:secret@h1,h2/d", "has no usable host name"),
             ("postgres://me:secret@h/d?sslmode=yes", "has an sslmode that libpq does not know"),
+            (
+                "postgres://me:secret@h/d?sslpassword=x",
+                "asks for sslpassword, which pgmahout does not follow in this way",
+            ),
+            ("postgres://me:secret@h/d?ho%73t=other", "says behind the \"?\" where it leads to or as whom"),
             ("postgres://me:secret@h/d?host=other", "says behind the \"?\" where it leads to or as whom"),
             ("postgres://me:secret@h/d\u{7}", "has a control character"),
         ] {
             assert_eq!(DatabaseUrl::parse(text).unwrap_err(), why, "{text}");
         }
-        for (parameters, tls) in [
-            ("", Tls::Preferred),
-            ("?sslmode=prefer", Tls::Preferred),
-            ("?pool=5&sslmode=require", Tls::Required),
-            ("?sslmode=verify-full&sslrootcert=x", Tls::Unverified),
+        for (parameters, mode, root) in [
+            ("", None, None),
+            ("?sslmode=prefer", Some(SslMode::Prefer), None),
+            ("?pool=5&sslmode=require#x", Some(SslMode::Require), None),
+            (
+                "?sslrootcert=/a%20b/%40.crt&sslmode=verify-full",
+                Some(SslMode::VerifyFull),
+                Some("/a b/@.crt"),
+            ),
         ] {
-            assert_eq!(DatabaseUrl::parse(&format!("postgres://me@h/d{parameters}")).unwrap().tls, tls);
+            let ssl = DatabaseUrl::parse(&format!("postgres://me@h/d{parameters}")).unwrap().ssl;
+            assert_eq!((ssl.sslmode, ssl.sslrootcert.as_deref()), (mode, root), "{parameters}");
+            let blurb = parse(&with_sql(&format!("tcp://h:1{parameters}")));
+            assert_eq!(blurb.sql.ssl, ssl, "{parameters}");
         }
+        assert_eq!(
+            refused(&with_sql("tcp://u:hunter2@h:1?sslcrldir=/x")),
+            "the URL of port pgsql asks for sslcrldir, which pgmahout does not follow in this way: \
+             tcp://u:***@h:1?sslcrldir=/x"
+        );
         let shown = format!("{:?}", DatabaseUrl::parse("postgres://me:secret@h/d").unwrap());
         assert!(!shown.contains("secret"), "{shown}");
     }

@@ -191,6 +191,9 @@ struct PeersArgs {
 /// the instance is looked up by its number in this instance's environment. Everything is checked before
 /// anything is touched; the cheapest plan that is correct is used: new connection settings where the
 /// source has all that this instance has, otherwise a copy.
+///
+/// The URL of PostgreSQL may say sslmode and sslrootcert, as libpq's do: pgsql://HOST:PORT?sslmode=verify-full checks
+/// the source's certificate, now and by the standby that streams from it.
 #[derive(Args, Debug)]
 #[command(visible_aliases = ["follow", "track"], after_help = "\
 Examples:

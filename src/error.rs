@@ -25,6 +25,38 @@ pub enum Exit {
     Interrupted = 5,
 }
 
+/// What is wrong with a server's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CertificateFlaw {
+    /// No authority that is trusted has signed it, but this one.
+    Authority {
+        /// `CN=ca, O=Example`
+        issuer: String,
+    },
+    /// It is another host's.
+    Name {
+        /// As it was connected to.
+        host: String,
+        /// Whose it is.
+        names: Vec<String>,
+    },
+    /// It is too old.
+    Expired {
+        /// As OpenSSL shows a time.
+        until: String,
+    },
+    /// It is too new, or a clock is wrong.
+    NotYet {
+        /// As OpenSSL shows a time.
+        from: String,
+    },
+    /// In OpenSSL's words.
+    Other {
+        /// `certificate revoked`
+        why: String,
+    },
+}
+
 /// Everything that can go wrong.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "a variant's fields are explained by its own docstring")]
@@ -86,7 +118,7 @@ pub enum Error {
     /// Several ports could be PostgreSQL's.
     BlurbPorts { names: Vec<String> },
     /// A port's URL cannot be used.
-    BlurbUrl { port: String, url: String, why: &'static str },
+    BlurbUrl { port: String, url: String, why: String },
     /// The environment of this instance does not tell about another.
     EnvironmentInstance { wanted: String, why: &'static str },
     // ---- this machine
@@ -149,6 +181,18 @@ pub enum Error {
     SqlPassword { at: String, user: String },
     /// SQL: refused for another reason.
     SqlRefused { at: String, why: String },
+    /// SQL: TLS is asked for, and the server has none.
+    SqlNoTls { at: String },
+    /// SQL: the server's certificate is not what `sslmode` asks for; `root` is what it was checked by.
+    SqlCertificate { at: String, sslmode: &'static str, root: String, flaw: CertificateFlaw },
+    /// What is asked of TLS contradicts itself.
+    TlsAsked { why: String },
+    /// A file that TLS needs.
+    TlsFile { what: &'static str, path: PathBuf, why: String },
+    /// Such a file lies where a copy would replace it.
+    TlsFileInData { path: PathBuf },
+    /// This machine's own certificates are not found.
+    TlsNoSystem,
     /// SQL: no entry of pg_hba.conf lets a replication connection in.
     NoReplicationEntry { at: String, user: String },
     /// SQL: a statement failed.
@@ -876,6 +920,63 @@ impl Error {
                 "put the right one into ~/password (or password_file, or PGPASSWORD) of this instance",
             ),
             Error::SqlRefused { at, why } => (Unreachable, format!("PostgreSQL of {at} refuses: {why}"), ""),
+            Error::SqlNoTls { at } => (
+                Unreachable,
+                format!("PostgreSQL of {at} refuses: it offers no TLS, which the URL's sslmode requires"),
+                "set ssl to on there; sslmode=prefer takes a connection without TLS",
+            ),
+            Error::SqlCertificate { at, sslmode, root, flaw } => {
+                let (why, hint) = match flaw {
+                    CertificateFlaw::Authority { issuer } => (
+                        format!("{root} has no authority that signed it; it is signed by {issuer}"),
+                        "if it is the right server, name the file with its authority's certificate as sslrootcert",
+                    ),
+                    CertificateFlaw::Name { host, names } if names.is_empty() => (
+                        format!("it has no name, so it is not one for {host}"),
+                        "give the server a certificate for that name; sslmode=verify-ca does not look at the name",
+                    ),
+                    CertificateFlaw::Name { host, names } => (
+                        format!("it is for {}, not for {host}", names.join(", ")),
+                        "connect by a name that it has, or give the server another one; sslmode=verify-ca does not \
+                         look at the name",
+                    ),
+                    CertificateFlaw::Expired { until } => (
+                        format!("it, or one that it rests on, was good until {until}"),
+                        "give the server a new one and reload it; sslmode=require without sslrootcert does not look",
+                    ),
+                    CertificateFlaw::NotYet { from } => (
+                        format!("it, or one that it rests on, is good only from {from} on"),
+                        "is the clock of one of the two machines wrong?",
+                    ),
+                    CertificateFlaw::Other { why } => {
+                        (why.clone(), "give the server another one, signed by an authority of sslrootcert")
+                    }
+                };
+                let text = format!("the certificate of {at} does not pass sslmode={sslmode}: {why}");
+                (Unreachable, printable(&text), hint)
+            }
+            Error::TlsAsked { why } => (
+                Usage,
+                format!("what is asked of TLS cannot be done: {why}"),
+                "in the URL, sslmode=verify-full and sslrootcert=FILE (or =system) check the server's certificate; \
+                 PGSSLMODE and PGSSLROOTCERT stand in for them",
+            ),
+            Error::TlsFile { what, path, why } => (
+                Usage,
+                format!("the {what} {} for TLS cannot be used: {why}", path.display()),
+                "name another file of this machine (sslrootcert=FILE, or =system; PGSSLROOTCERT), or take an sslmode \
+                 that needs none",
+            ),
+            Error::TlsFileInData { path } => (
+                Usage,
+                format!("{} for TLS lies in the data directory, which a copy replaces", path.display()),
+                "put it elsewhere, such as ~/.postgresql/root.crt, and name it there",
+            ),
+            Error::TlsNoSystem => (
+                Usage,
+                "sslrootcert=system: this machine's certificates are not found".to_owned(),
+                "install ca-certificates, or set SSL_CERT_FILE to their file",
+            ),
             Error::NoReplicationEntry { at, user } => (
                 Failed,
                 format!("PostgreSQL of {at} lets no replication connection of {user} in from here"),

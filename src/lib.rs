@@ -29,6 +29,7 @@ pub mod source_build;
 pub mod sql;
 pub mod ssh;
 pub mod store;
+pub mod tls;
 pub mod transfer;
 pub mod wire;
 // floor 4

@@ -1,15 +1,18 @@
 //! Owns SQL to a server: connecting with a limit, one error text per way it can be refused, and the
 //! check that a *replication* connection is let in, which ordinary SQL cannot ask.
 
-use crate::blurb::{Secret, Tls};
-use crate::error::{Error, Result};
+use crate::blurb::Secret;
+use crate::error::{CertificateFlaw, Error, Result};
 use crate::instance::Instance;
 use crate::postgres::version::PgVersion;
 use crate::postgres::wal::{Lsn, Timeline};
 use crate::process;
-use crate::wire::{self, Fault, Peer, Wire};
+use crate::tls::{Encryption, Found, Tls};
+use crate::wire::{Fault, Peer, Wire};
+use postgres::config::SslMode;
 use postgres::types::{FromSql, ToSql, Type};
 use postgres::{Client, Row, SimpleQueryMessage};
+use postgres_openssl::MakeTlsConnector;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
@@ -28,7 +31,7 @@ pub struct Target {
     pub password: Option<Secret>,
     /// Database.
     pub database: String,
-    /// Whether it may be without TLS.
+    /// Whether with TLS, and how its certificate is checked.
     pub tls: Tls,
     /// Limit for the connection.
     pub timeout: Duration,
@@ -75,6 +78,8 @@ pub struct Db {
     /// None only while it is dropped.
     client: Option<Client>,
     label: String,
+    /// For the connection that cancels.
+    tls: MakeTlsConnector,
     /// The server's version.
     pub version: PgVersion,
 }
@@ -117,14 +122,33 @@ fn typed<'a>(parameters: &[&'a dyn Parameter]) -> Vec<(&'a (dyn ToSql + Sync), T
     parameters.iter().map(|parameter| (parameter.value(), parameter.kind())).collect()
 }
 
-fn tls() -> Result<postgres_openssl::MakeTlsConnector> {
-    let connector = wire::connector().map_err(|e| Error::Sql { label: "TLS".into(), why: e.to_string() })?;
-    let mut tls = postgres_openssl::MakeTlsConnector::new(connector);
+fn tls(target: &Target) -> Result<(MakeTlsConnector, Found)> {
+    let (connector, found) = target.tls.connector(&target.host)?;
+    let mut tls = MakeTlsConnector::new(connector);
+    // The name is compared with the rest of the certificate.
     tls.set_callback(|ssl, _| {
         ssl.set_verify_hostname(false);
         Ok(())
     });
-    Ok(tls)
+    Ok((tls, found))
+}
+
+/// With TLS or without, as the target's `sslmode` says; the other way when pg_hba.conf lets it in only so.
+fn either_way<T>(target: &Target, connect: impl Fn(Encryption) -> Result<T>) -> Result<T> {
+    let (first, second) = target.tls.order(&target.host);
+    let error = match connect(first) {
+        Ok(connection) => return Ok(connection),
+        Err(error) => error,
+    };
+    let is_entry = match &error {
+        Error::NoReplicationEntry { .. } => true,
+        Error::SqlRefused { why, .. } => why.contains("pg_hba.conf"),
+        _ => false,
+    };
+    match second.filter(|_| is_entry).map(connect) {
+        None | Some(Err(Error::SqlNoTls { .. })) => Err(error),
+        Some(other) => other,
+    }
 }
 
 /// A server notices within a minute that our end of the line was cut: without it a session stays for two hours, with its
@@ -135,6 +159,10 @@ pub const NOTICED: &str = "SET tcp_keepalives_idle = 15; SET tcp_keepalives_inte
 impl Db {
     /// Connects, or says why not.
     pub fn connect(target: &Target) -> Result<Db> {
+        either_way(target, |encryption| Db::connect_with(target, encryption))
+    }
+
+    fn connect_with(target: &Target, encryption: Encryption) -> Result<Db> {
         let mut config = postgres::Config::new();
         config
             .host(&target.host)
@@ -144,14 +172,17 @@ impl Db {
             .application_name("pgmahout")
             .connect_timeout(target.timeout)
             .keepalives_idle(Duration::from_secs(15))
-            .tcp_user_timeout(Duration::from_secs(60));
-        if target.tls.is_required() {
-            config.ssl_mode(postgres::config::SslMode::Require);
-        }
+            .tcp_user_timeout(Duration::from_secs(60))
+            .ssl_mode(match encryption {
+                Encryption::Never => SslMode::Disable,
+                Encryption::IfOffered => SslMode::Prefer,
+                Encryption::Always => SslMode::Require,
+            });
         if let Some(password) = &target.password {
             config.password(password.expose());
         }
-        let tls = tls()?;
+        let (tls, found) = tls(target)?;
+        let for_cancel = tls.clone();
         // connect_timeout covers the TCP connection only: a server that accepts and stays silent would be
         // waited for without limit, so the whole of it runs against a clock.
         let (sender, receiver) = std::sync::mpsc::channel();
@@ -162,9 +193,16 @@ impl Db {
             Ok(outcome) => outcome,
             Err(_) => return Err(Error::SqlSilent { at: target.at(), limit: target.timeout }),
         };
-        let client = outcome.map_err(|e| connection_error(target, &e))?;
-        let mut db =
-            Db { client: Some(client), label: target.label.clone(), version: PgVersion::from_num(0) };
+        let client = outcome.map_err(|e| match found.take() {
+            Some(flaw) => certificate_error(target, flaw),
+            None => connection_error(target, &e),
+        })?;
+        let mut db = Db {
+            client: Some(client),
+            label: target.label.clone(),
+            tls: for_cancel,
+            version: PgVersion::from_num(0),
+        };
         let greeting =
             format!("SELECT current_setting('server_version_num'); SET statement_timeout = '60s'; {NOTICED}");
         db.forget_others_errors();
@@ -215,14 +253,13 @@ impl Db {
     /// As [`Db::rows`], for what may take long: an interrupt cancels it on the server.
     pub fn rows_interruptible(&mut self, sql: &str, parameters: &[&dyn Parameter]) -> Result<Vec<Row>> {
         let token = self.client().cancel_token();
+        let tls = self.tls.clone();
         let (done, is_done) = std::sync::mpsc::channel::<()>();
         let watcher = std::thread::spawn(move || {
             // Until the other end is dropped.
             while is_done.recv_timeout(Duration::from_millis(50)) == Err(RecvTimeoutError::Timeout) {
                 if process::check_interrupt().is_err() {
-                    if let Ok(tls) = tls() {
-                        let _ = token.cancel_query(tls);
-                    }
+                    let _ = token.cancel_query(tls);
                     return;
                 }
             }
@@ -324,16 +361,18 @@ fn connection_error(target: &Target, error: &postgres::Error) -> Error {
         None if chain(error).contains("password missing") => {
             refusal(target, "28P01", "no password is known", false)
         }
-        None if chain(error).contains("server does not support TLS") => Error::SqlRefused {
-            at: target.at(),
-            why: "it offers no TLS, which the URL's sslmode requires".into(),
-        },
+        None if chain(error).contains("server does not support TLS") => Error::SqlNoTls { at: target.at() },
         None => {
             let why = chain(error);
             let why = why.strip_prefix("error connecting to server: ").unwrap_or(&why).to_owned();
             Error::SqlUnreachable { at: target.at(), why }
         }
     }
+}
+
+fn certificate_error(target: &Target, flaw: CertificateFlaw) -> Error {
+    let (sslmode, root) = target.tls.asked();
+    Error::SqlCertificate { at: target.at(), sslmode, root, flaw }
 }
 
 /// The error for what a server answers to a connection. Codes: PostgreSQL's appendix A.
@@ -355,6 +394,9 @@ fn wire_error(target: &Target, fault: Fault, replication: bool) -> Error {
     match fault {
         Fault::Server { code, said } => refusal(target, &code, &said, replication),
         Fault::NoPassword => Error::SqlPassword { at, user: target.user.clone() },
+        Fault::NoTls => Error::SqlNoTls { at },
+        Fault::Certificate(flaw) => certificate_error(target, flaw),
+        Fault::Here(error) => *error,
         Fault::Odd(_) => Error::SqlRefused { at, why: fault.to_string() },
         Fault::Silent(limit) => Error::SqlSilent { at, limit },
         Fault::Lost(why) => Error::SqlUnreachable { at, why },
@@ -363,15 +405,18 @@ fn wire_error(target: &Target, fault: Fault, replication: bool) -> Error {
 }
 
 fn raw_to(target: &Target, parameters: &[(&str, &str)], replication: bool) -> Result<Wire> {
-    let peer = Peer {
-        host: target.host.clone(),
-        port: target.port,
-        user: target.user.clone(),
-        password: target.password.clone(),
-        tls: target.tls,
-        timeout: target.timeout,
-    };
-    Wire::connect(&peer, parameters).map_err(|fault| wire_error(target, fault, replication))
+    either_way(target, |encryption| {
+        let peer = Peer {
+            host: target.host.clone(),
+            port: target.port,
+            user: target.user.clone(),
+            password: target.password.clone(),
+            tls: target.tls.clone(),
+            encryption,
+            timeout: target.timeout,
+        };
+        Wire::connect(&peer, parameters).map_err(|fault| wire_error(target, fault, replication))
+    })
 }
 
 /// A raw connection to the database. When it is silent, another connection finds out whether the server still answers.

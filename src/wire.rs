@@ -2,12 +2,14 @@
 //! do, a replication connection and the relay of COPY. The messages are those of PostgreSQL's manual, "Message
 //! Formats".
 
-use crate::blurb::{Secret, Tls};
+use crate::blurb::Secret;
+use crate::error::{CertificateFlaw, Error};
+use crate::tls::{Encryption, Tls};
 use crate::{net, process};
 use bytes::BytesMut;
 use fallible_iterator::FallibleIterator;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use openssl::ssl::{HandshakeError, SslConnector, SslMethod, SslStream, SslVerifyMode};
+use openssl::ssl::{HandshakeError, SslStream};
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::{backend, frontend};
 use std::fmt;
@@ -30,8 +32,10 @@ pub struct Peer {
     pub user: String,
     /// Its password.
     pub password: Option<Secret>,
-    /// Whether it may be without TLS.
+    /// How its certificate is checked.
     pub tls: Tls,
+    /// Whether it is to be with TLS.
+    pub encryption: Encryption,
     /// Limit for the connection.
     pub timeout: Duration,
 }
@@ -52,6 +56,12 @@ pub enum Fault {
     },
     /// It wants a password, and none is known.
     NoPassword,
+    /// TLS is asked for, and it has none.
+    NoTls,
+    /// Its certificate does not pass.
+    Certificate(CertificateFlaw),
+    /// What TLS needs is not here.
+    Here(Box<Error>),
     /// That is not PostgreSQL's protocol.
     Odd(&'static str),
     /// An interrupt came.
@@ -65,6 +75,9 @@ impl fmt::Display for Fault {
             Fault::Silent(limit) => write!(f, "it has said nothing for {} s", limit.as_secs()),
             Fault::Server { said, .. } => f.write_str(said),
             Fault::NoPassword => f.write_str("it wants a password, and none is known"),
+            Fault::NoTls => f.write_str("it offers no TLS"),
+            Fault::Certificate(flaw) => write!(f, "its certificate does not pass: {flaw:?}"),
+            Fault::Here(error) => write!(f, "{error}"),
             Fault::Odd(what) => write!(f, "it answered {what}"),
             Fault::Interrupted => f.write_str("interrupted"),
         }
@@ -89,13 +102,6 @@ const MESSAGE_LIMIT: usize = 1 << 20;
 const ITERATIONS_LIMIT: u64 = 10_000_000;
 /// As much is read at once.
 const BUFFER: usize = 256 << 10;
-
-/// TLS as libpq's `sslmode=prefer` and `require`: without checking the certificate.
-pub fn connector() -> std::result::Result<SslConnector, openssl::error::ErrorStack> {
-    let mut builder = SslConnector::builder(SslMethod::tls_client())?;
-    builder.set_verify(SslVerifyMode::NONE);
-    Ok(builder.build())
-}
 
 enum Stream {
     Tcp(TcpStream),
@@ -490,24 +496,29 @@ fn secure(peer: &Peer, mut stream: TcpStream) -> Result<Stream> {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => Fault::Silent(peer.timeout),
         _ => lost(e),
     };
+    if peer.encryption == Encryption::Never {
+        return Ok(Stream::Tcp(stream));
+    }
     let mut out = BytesMut::new();
     frontend::ssl_request(&mut out);
     stream.write_all(&out).map_err(silent)?;
     let mut answer = [0u8];
     stream.read_exact(&mut answer).map_err(silent)?;
     if answer[0] != b'S' {
-        return match peer.tls.is_required() {
-            true => Err(Fault::Lost("the server does not support TLS, and sslmode requires it".into())),
-            false => Ok(Stream::Tcp(stream)),
+        return match peer.encryption {
+            Encryption::Always => Err(Fault::NoTls),
+            _ => Ok(Stream::Tcp(stream)),
         };
     }
     let tls = |e: &dyn fmt::Display| Fault::Lost(e.to_string());
-    let mut configuration = connector().and_then(|connector| connector.configure()).map_err(|e| tls(&e))?;
+    let (connector, found) = peer.tls.connector(&peer.host).map_err(|e| Fault::Here(Box::new(e)))?;
+    let mut configuration = connector.configure().map_err(|e| tls(&e))?;
+    // The name is compared with the rest of it.
     configuration.set_verify_hostname(false);
     match configuration.connect(&peer.host, stream) {
         Ok(stream) => Ok(Stream::Tls(Box::new(stream))),
         Err(HandshakeError::WouldBlock(_)) => Err(Fault::Silent(peer.timeout)),
-        Err(e) => Err(tls(&e)),
+        Err(e) => Err(found.take().map_or_else(|| tls(&e), Fault::Certificate)),
     }
 }
 

@@ -22,6 +22,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "builds",
             "http_server",
             "platform",
+            "tls",
             "wire",
         ],
     ),

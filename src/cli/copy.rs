@@ -29,6 +29,7 @@ const URL_LIMIT: u64 = 64 << 10;
 /// The other database's URL comes on stdin: it holds a password. Its rows are read in one snapshot, while it is used, by
 /// several connections, and go into a new database first, which is compared with it row by row and only then takes its
 /// place here: at any failure what is here is as it was. The other one may be of the same major version or an older one.
+/// Its URL is followed as by libpq: ?sslmode=verify-full&sslrootcert=FILE checks the server's certificate.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -42,7 +42,8 @@ pub struct MigrateArgs {
     /// Config variable of the database that it moves from [default: SHARED_DATABASE_URL]
     #[arg(long, value_name = "VARIABLE", conflicts_with = "url")]
     from: Option<String>,
-    /// File with the URL of a database outside the herd that it moves from; `-` is stdin
+    /// File with the URL of a database outside the herd that it moves from; `-` is stdin. Its sslmode and sslrootcert
+    /// are followed, by the files of the machines where the agents run
     #[arg(long, value_name = "FILE")]
     url: Option<String>,
     /// Instance that it moves to

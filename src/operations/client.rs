@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::sql::Target;
+use crate::tls::Tls;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
@@ -19,9 +20,11 @@ pub fn point(command: &mut Command, target: &Target) {
     }
     command.env("PGHOST", &target.host).env("PGPORT", target.port.to_string());
     command.env("PGUSER", &target.user).env("PGDATABASE", &target.database);
-    if target.tls.is_required() {
-        command.env("PGSSLMODE", "require").env_remove("PGSSLROOTCERT");
+    let variable = |keyword: &str| format!("PG{}", keyword.to_ascii_uppercase());
+    for keyword in Tls::KEYWORDS {
+        command.env_remove(variable(keyword));
     }
+    command.envs(target.tls.keywords().into_iter().map(|(keyword, value)| (variable(keyword), value)));
 }
 
 /// A file in memory that a child finds under [`memory_path`] as long as it is open here.

@@ -16,6 +16,7 @@ use crate::postgres::wal::{SystemId, Timeline};
 use crate::progress::time_text;
 use crate::sql::{self, Db, Target};
 use crate::ssh::{self, Remote};
+use crate::tls::Tls;
 use crate::transfer::source::boot_id;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -146,12 +147,22 @@ pub fn ask(like: &Target, peers: Vec<Peer>, system_id: SystemId, ours: Timeline)
     })
 }
 
+/// As this instance's own role; a peer has no URL, so the environment says what is asked of its TLS.
+fn like_local(instance: &Instance) -> Result<Target> {
+    Ok(Target { tls: Tls::of_conninfo(std::iter::empty()), ..Target::local(instance)? })
+}
+
 fn ask_one(like: &Target, peer: Peer, system_id: SystemId, ours: Timeline) -> Answer {
     let target = Target {
         label: peer.name.clone(),
         host: peer.host.clone(),
         port: peer.port,
         timeout: PATIENCE.min(like.timeout),
+        // It is known by the address that sshd saw, which few certificates have.
+        tls: match peer.host.parse::<IpAddr>() {
+            Ok(_) => like.tls.of_any_name(),
+            Err(_) => like.tls.clone(),
+        },
         ..like.clone()
     };
     let mut answer = Answer { peer, timeline: None, in_recovery: None, supersedes: false, problem: None };
@@ -200,7 +211,7 @@ pub fn run(context: Context) -> Result<Report> {
     let timeline = control.as_ref().map(|control| instance.newest_timeline(control)).transpose()?;
     let peers = match (&control, timeline) {
         (Some(control), Some(timeline)) => {
-            ask(&Target::local(instance)?, known(instance), control.system_id, timeline)
+            ask(&like_local(instance)?, known(instance), control.system_id, timeline)
         }
         _ => Vec::new(),
     };
@@ -251,7 +262,7 @@ pub fn before_start(context: Context) -> Result<Option<String>> {
     let peers = known(instance);
     let Some(version) = instance.data_version()?.filter(|_| !peers.is_empty()) else { return Ok(None) };
     let ours = instance.newest_timeline(&control)?;
-    let answers = ask(&Target::local(instance)?, peers, control.system_id, ours);
+    let answers = ask(&like_local(instance)?, peers, control.system_id, ours);
     for answer in answers.iter().filter(|answer| answer.problem.is_some()) {
         context.progress.detail(answer.text());
     }
@@ -347,6 +358,9 @@ pub fn check_source(context: Context, there: &mut Source) -> Result<()> {
         .filter(|peer| is_here || !loopback(peer))
         .collect();
     let answers = ask(there.target, peers, there.system_id, there.timeline);
+    for answer in answers.iter().filter(|answer| answer.problem.is_some()) {
+        context.progress.detail(answer.text());
+    }
     match successor(&answers) {
         Some(by) => Err(Error::SourceSuperseded {
             source: there.name.to_owned(),
@@ -373,6 +387,6 @@ pub fn look(context: Context, followers: &[String], timeline: Timeline) -> Resul
     let instance = context.instance;
     let Some(control) = instance.control()? else { return Ok(None) };
     let peers = known(instance).into_iter().filter(|peer| !followers.contains(&peer.name)).collect();
-    let answers = ask(&Target::local(instance)?, peers, control.system_id, timeline);
+    let answers = ask(&like_local(instance)?, peers, control.system_id, timeline);
     Ok(successor(&answers).map(|by| why(by, timeline)))
 }

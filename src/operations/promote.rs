@@ -153,9 +153,12 @@ fn ask_old_primary(context: Context, db: &mut Db) -> Result<OldPrimary> {
         Ok((true, false)) => Ok(OldPrimary::None),
         Ok((false, _)) => Ok(OldPrimary::Writable(at)),
         // It lives, but does not let us ask. As long as it feeds us it is taken for what it was.
-        Err(Error::SqlPassword { .. } | Error::SqlRefused { .. }) if standby::is_streaming(db)? => {
-            Ok(OldPrimary::Writable(at))
-        }
+        Err(
+            Error::SqlPassword { .. }
+            | Error::SqlRefused { .. }
+            | Error::SqlNoTls { .. }
+            | Error::SqlCertificate { .. },
+        ) if standby::is_streaming(db)? => Ok(OldPrimary::Writable(at)),
         // It lets nobody in any more, but who is in goes on to commit, and sends that here.
         Err(_) if standby::is_streaming(db)? && has_committed_since(before, progress_of(db)?) => {
             Ok(OldPrimary::Writable(format!("{at} (it sends new commits)")))

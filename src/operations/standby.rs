@@ -13,6 +13,7 @@ use crate::postgres::wal::{Lsn, Timeline};
 use crate::process;
 use crate::service;
 use crate::sql::{Db, Target};
+use crate::tls::Tls;
 use serde::Serialize;
 use std::fs;
 use std::path::Path;
@@ -28,6 +29,12 @@ pub fn settings(
 ) -> Result<StandbySettings> {
     let mut conninfo = Conninfo::new();
     conninfo.set("host", &target.host).set("port", &target.port.to_string()).set("user", &target.user);
+    // What is nobody's wish is left out: the server's own environment has a say then, as for any other client.
+    if target.tls != Tls::default() {
+        for (keyword, value) in target.tls.keywords() {
+            conninfo.set(keyword, &value);
+        }
+    }
     conninfo.set("application_name", &instance.name);
     if let Some(password) = &target.password {
         write_passfile(instance, target, password)?;
@@ -304,7 +311,7 @@ pub fn primary_target(instance: &Instance, conninfo: &Conninfo, label: &str) -> 
         user: conninfo.get("user").unwrap_or(&instance.user).to_owned(),
         password,
         database: "postgres".into(),
-        tls: Default::default(),
+        tls: Tls::of_conninfo(conninfo.iter()),
         timeout: instance.connect_timeout.min(Duration::from_secs(3)),
     }))
 }

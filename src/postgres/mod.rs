@@ -12,6 +12,7 @@ pub mod plan;
 pub mod records;
 pub mod recovery;
 pub mod release;
+pub mod ssl;
 pub mod time;
 pub mod version;
 pub mod wal;

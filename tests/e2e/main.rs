@@ -36,4 +36,5 @@ mod refusals;
 mod scale;
 mod services;
 mod ssh;
+mod tls;
 mod wait_info;

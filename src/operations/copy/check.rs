@@ -6,7 +6,6 @@ use super::super::backup::tools;
 use super::super::{Context, primary};
 use super::source::{self, SCHEMA, Source};
 use crate::backups::manifest::Needs;
-use crate::blurb::Tls;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::postgres::version::PgVersion;
@@ -115,12 +114,6 @@ pub fn examine(context: Context, from: &Target, here: &mut Here, wishes: Wishes)
         // Nothing else is worth saying then.
         found.problem(format!("it is the same database, {}", source::describe(from)), "give another target");
         return Err(found.error(&source.database));
-    }
-    if from.tls == Tls::Unverified {
-        found.warnings.push(format!(
-            "the certificate of {} is not looked at, whatever its URL's sslmode says: the connection is encrypted",
-            source::describe(from)
-        ));
     }
     found.versions(context, theirs, here.db.version);
     let holds = there.holds.clone().filter(|_| !wishes.replaces);

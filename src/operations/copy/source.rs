@@ -4,6 +4,7 @@ use crate::blurb::DatabaseUrl;
 use crate::error::{Error, Result};
 use crate::postgres::log::mask_passwords;
 use crate::sql::{Db, Target, literal};
+use crate::tls::Tls;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -16,9 +17,9 @@ const LABEL: &str = "the source";
 /// Where a URL leads to.
 ///
 /// # Errors
-/// [`Error::SourceUrl`], which does not quote it.
+/// [`Error::SourceUrl`], which does not quote it; [`Error::TlsAsked`].
 pub fn target(url: &str, timeout: Duration) -> Result<Target> {
-    let url = DatabaseUrl::parse(url.trim()).map_err(|why| Error::SourceUrl { why: why.into() })?;
+    let url = DatabaseUrl::parse(url.trim()).map_err(|why| Error::SourceUrl { why })?;
     Ok(Target {
         label: LABEL.into(),
         host: url.host,
@@ -26,7 +27,7 @@ pub fn target(url: &str, timeout: Duration) -> Result<Target> {
         user: url.user,
         password: url.password,
         database: url.database,
-        tls: url.tls,
+        tls: Tls::of_url(&url.ssl)?,
         timeout,
     })
 }

@@ -362,6 +362,9 @@ fn former_primary(context: Context, cluster: Option<&mut Cluster>, there: &There
     let Some(former) = former.filter(|former| !same_server(former, &there.target)) else { return Ok(noted) };
     let mut note = Conninfo::new();
     note.set("host", &former.host).set("port", &former.port.to_string()).set("user", &former.user);
+    for (keyword, value) in former.tls.keywords() {
+        note.set(keyword, &value);
+    }
     durable::create_private_directory(&instance.state_directory)?;
     durable::write(&former_note(instance), note.to_conninfo().as_bytes(), 0o600)?;
     Ok(Some(former))

@@ -15,6 +15,7 @@ use crate::postgres::wal::{
 };
 use crate::sql::{self, Db, Target};
 use crate::ssh::{self, Identity, Remote};
+use crate::tls::Tls;
 use crate::transfer::protocol::FactsAnswer;
 use crate::transfer::stream::{Stream, Wishes};
 use base64::Engine;
@@ -68,6 +69,11 @@ pub fn sql_target(context: Context, blurb: &Blurb, name: &str) -> Result<Target>
         Some(password) => Some(password.clone()),
         None => instance.password()?,
     };
+    let tls = Tls::of_url(&blurb.sql.ssl)?;
+    let data = instance.data_directory()?;
+    if let Some(path) = tls.files().find(|path| path.starts_with(&data)) {
+        return Err(Error::TlsFileInData { path: path.to_owned() });
+    }
     Ok(Target {
         label: name.to_owned(),
         host: blurb.sql.host.clone(),
@@ -75,7 +81,7 @@ pub fn sql_target(context: Context, blurb: &Blurb, name: &str) -> Result<Target>
         user: blurb.sql.user.clone().unwrap_or_else(|| instance.user.clone()),
         password,
         database: blurb.sql.database.clone().unwrap_or_else(|| "postgres".into()),
-        tls: Default::default(),
+        tls,
         timeout: instance.connect_timeout,
     })
 }
