@@ -193,10 +193,10 @@ impl Tls {
         let found = Found::default();
         let failed = |what, path: &Path| {
             let path = path.to_owned();
-            move |e: ErrorStack| Error::TlsFile { what, path, why: reason(&e) }
+            move |e: ErrorStack| Error::TlsFile { what, why: reason(&path, &e), path }
         };
-        let mut builder =
-            SslConnector::builder(SslMethod::tls_client()).map_err(failed("OpenSSL", Path::new("")))?;
+        let broken = |e: ErrorStack| Error::Sql { label: "TLS".into(), why: e.to_string() };
+        let mut builder = SslConnector::builder(SslMethod::tls_client()).map_err(broken)?;
         if let Some((certificate, key)) = &self.own {
             builder
                 .set_certificate_chain_file(certificate)
@@ -212,7 +212,7 @@ impl Tls {
         };
         // Nobody is trusted but them.
         let empty = X509StoreBuilder::new().map(|store| store.build());
-        builder.set_cert_store(empty.map_err(failed("OpenSSL", Path::new("")))?);
+        builder.set_cert_store(empty.map_err(broken)?);
         match root {
             Root::File(path) => {
                 builder.load_verify_locations(Some(path), None).map_err(failed("root certificate", path))?
@@ -265,22 +265,23 @@ fn trust_system(builder: &mut SslConnectorBuilder) -> Result<()> {
         let path = file.or(directory).unwrap_or(Path::new("")).to_owned();
         builder.load_verify_locations(file, directory).map_err(|e| Error::TlsFile {
             what: "root certificate",
+            why: reason(&path, &e),
             path,
-            why: reason(&e),
         })?;
         is_any = true;
     }
     if is_any { Ok(()) } else { Err(Error::TlsNoSystem) }
 }
 
-/// The plainest of OpenSSL's words for it.
-fn reason(e: &ErrorStack) -> String {
-    let first = e.errors().first();
-    let missing = e.errors().iter().any(|e| e.reason().is_some_and(|reason| reason.contains("No such file")));
-    match first.and_then(|e| e.reason()) {
-        _ if missing => "it does not exist".into(),
-        Some(reason) => reason.to_owned(),
-        None => "it holds no certificate".into(),
+/// Why a file could not be used. OpenSSL says it in numbers only.
+fn reason(path: &Path, e: &ErrorStack) -> String {
+    match std::fs::File::open(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => "it does not exist".into(),
+        Err(e) => e.to_string(),
+        Ok(_) => match e.errors().iter().find_map(|e| e.reason()) {
+            Some(reason) => reason.to_owned(),
+            None => "it is not what it should be, in PEM".into(),
+        },
     }
 }
 

@@ -76,7 +76,7 @@ impl fmt::Display for Fault {
             Fault::Server { said, .. } => f.write_str(said),
             Fault::NoPassword => f.write_str("it wants a password, and none is known"),
             Fault::NoTls => f.write_str("it offers no TLS"),
-            Fault::Certificate(flaw) => write!(f, "its certificate does not pass: {flaw:?}"),
+            Fault::Certificate(_) => f.write_str("its certificate does not pass"),
             Fault::Here(error) => write!(f, "{error}"),
             Fault::Odd(what) => write!(f, "it answered {what}"),
             Fault::Interrupted => f.write_str("interrupted"),

@@ -2,7 +2,7 @@
 //! `tests/corpus.rs` of pgmahout runs the corpora through the same functions in `cargo test`.
 
 use pgmahout::backups::{link, manifest};
-use pgmahout::blurb::{Blurb, DatabaseUrl, Secret, Tls};
+use pgmahout::blurb::{Blurb, DatabaseUrl, Secret};
 use pgmahout::operations::enslave::copy::take_manifest;
 use pgmahout::operations::enslave::place::{Layout, Place};
 use pgmahout::postgres::archive::{self, Packing, Sink};
@@ -24,6 +24,7 @@ use pgmahout::transfer::protocol::{self, *};
 use pgmahout::transfer::source;
 use pgmahout::transfer::stream::{Stream, Wishes};
 use pgmahout::transfer::target::{self, Manner, Roots};
+use pgmahout::tls::{Encryption, Tls};
 use pgmahout::wire::{Peer, Wire};
 use std::collections::BTreeMap;
 use std::fs;
@@ -607,7 +608,8 @@ pub fn wire(data: &[u8]) {
         port: 5432,
         user: "me".into(),
         password: Some(Secret::new("secret")),
-        tls: Tls::Preferred,
+        tls: Tls::default(),
+        encryption: Encryption::IfOffered,
         timeout: Duration::from_secs(2),
     };
     std::thread::scope(|scope| {

@@ -157,7 +157,9 @@ fn ask_old_primary(context: Context, db: &mut Db) -> Result<OldPrimary> {
             Error::SqlPassword { .. }
             | Error::SqlRefused { .. }
             | Error::SqlNoTls { .. }
-            | Error::SqlCertificate { .. },
+            | Error::SqlCertificate { .. }
+            | Error::TlsFile { .. }
+            | Error::TlsNoSystem,
         ) if standby::is_streaming(db)? => Ok(OldPrimary::Writable(at)),
         // It lets nobody in any more, but who is in goes on to commit, and sends that here.
         Err(_) if standby::is_streaming(db)? && has_committed_since(before, progress_of(db)?) => {

@@ -1016,6 +1016,6 @@ fn who_waits_can_be_interrupted() {
             "PostgreSQL of the source (127.0.0.1:{}) refuses: it offers no TLS, which the URL's sslmode requires",
             from.port
         ),
-        "",
+        "set ssl to on there; sslmode=prefer takes a connection without TLS",
     );
 }

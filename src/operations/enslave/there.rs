@@ -71,7 +71,8 @@ pub fn sql_target(context: Context, blurb: &Blurb, name: &str) -> Result<Target>
     };
     let tls = Tls::of_url(&blurb.sql.ssl)?;
     let data = instance.data_directory()?;
-    if let Some(path) = tls.files().find(|path| path.starts_with(&data)) {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if let Some(path) = tls.files().find(|path| real(path).starts_with(real(&data))) {
         return Err(Error::TlsFileInData { path: path.to_owned() });
     }
     Ok(Target {
