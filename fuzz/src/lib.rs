@@ -19,12 +19,12 @@ use pgmahout::postgres::wal::{History, Lsn, Timeline, parse_segment_name, segmen
 use pgmahout::progress::{Progress, Voice};
 use pgmahout::settings::Settings;
 use pgmahout::ssh::{Ended, RemoteProcess};
+use pgmahout::tls::{Encryption, Tls};
 use pgmahout::transfer::coding;
 use pgmahout::transfer::protocol::{self, *};
 use pgmahout::transfer::source;
 use pgmahout::transfer::stream::{Stream, Wishes};
 use pgmahout::transfer::target::{self, Manner, Roots};
-use pgmahout::tls::{Encryption, Tls};
 use pgmahout::wire::{Peer, Wire};
 use std::collections::BTreeMap;
 use std::fs;
