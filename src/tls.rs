@@ -333,7 +333,7 @@ impl Names {
             names.addresses.extend(other.ipaddress().and_then(address));
         }
         let common = certificate.subject_name().entries_by_nid(Nid::COMMONNAME).last();
-        names.common = common.and_then(|entry| Some(entry.data().to_string().ok()?));
+        names.common = common.and_then(|entry| entry.data().to_string().ok());
         names
     }
 
@@ -466,7 +466,7 @@ mod tests {
             let all: Vec<_> = variables.iter().copied().chain([("HOME", home)]).collect();
             assert_eq!(brief(&resolved(&url, &all)), wanted, "{url:?} {variables:?}");
         }
-        let any_name = |url| brief(&resolved(url, &[]).map(|tls| tls.of_any_name()));
+        let any_name = |url: &[(&str, &str)]| brief(&resolved(url, &[]).map(|tls| tls.of_any_name()));
         assert_eq!(any_name(&[mode("verify-full"), root("/u")]), "verify-ca /u");
         assert_eq!(any_name(&[root("system")]), "verify-full system");
     }
