@@ -7,11 +7,12 @@
 //! disk returns a wrong sector unnoticed far more often. XXH3 is no cryptographic hash: who knows the seed can make two
 //! blocks that agree. Nobody does before the run, and after it the blocks are compared no more.
 
-use std::fs::File;
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{ErrorKind, Result};
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use twox_hash::XxHash3_64;
 
 /// Bytes that one hash stands for: PostgreSQL's page, and whatever size that has in a cluster a good one to compare by.
@@ -101,6 +102,40 @@ impl Reader {
     }
 }
 
+/// Bytes that a copy of a file takes on the disk: all of it but its holes. What a file system has made smaller by
+/// compressing it counts whole, for the other one may not.
+pub fn room(path: &Path, metadata: &Metadata) -> u64 {
+    let size = metadata.len();
+    if metadata.blocks() * 512 >= size {
+        return size;
+    }
+    // Without waiting, were it a pipe by now.
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    opened.and_then(|file| bytes_of_data(&file)).map_or(size, |data| data.min(size))
+}
+
+/// Bytes of the blocks that are not wholly in a hole.
+fn bytes_of_data(file: &File) -> Result<u64> {
+    use nix::errno::Errno;
+    use nix::unistd::{Whence, lseek64};
+    let next = |at: u64, whence| -> Result<Option<u64>> {
+        match lseek64(file.as_fd(), at as i64, whence) {
+            Ok(found) => Ok(Some(found as u64)),
+            Err(Errno::ENXIO) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    };
+    let (mut sum, mut at) = (0, 0);
+    while let Some(data) = next(at, Whence::SeekData)? {
+        // A file ends in a hole; where there is none it has just been cut off.
+        let Some(hole) = next(data, Whence::SeekHole)? else { break };
+        at = hole.next_multiple_of(HASHED as u64);
+        sum += at - data / HASHED as u64 * HASHED as u64;
+    }
+    Ok(sum)
+}
+
 /// The hashes of a part of a file, one for each block of it that is there, as they go over the wire.
 pub fn hashes(reader: &Reader, range: Range<u64>, seed: u64, buffer: &mut [u8]) -> Result<Vec<u8>> {
     let blocks = (range.end - range.start).div_ceil(HASHED as u64) as usize;
@@ -183,6 +218,8 @@ mod tests {
         let expected: Vec<u8> = content.chunks(HASHED).flat_map(|b| hash(9, b).to_le_bytes()).collect();
         assert_eq!(found.len(), 41 * 8);
         assert!(found == expected);
+        let room = |path: &Path| super::room(path, &std::fs::metadata(path).unwrap());
+        assert_eq!(room(&path), 4 * HASHED as u64);
         let past = hashes(&reader, 1 << 30..1 << 31, 9, &mut buffer).unwrap();
         assert!(past.is_empty());
     }

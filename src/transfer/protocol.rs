@@ -164,6 +164,8 @@ pub struct Entry {
     pub mode: u32,
     /// Bytes.
     pub size: u64,
+    /// Bytes of them that take room on a disk ([`super::blocks::room`]).
+    pub room: u64,
     /// Path, UTF-8 (PostgreSQL makes no others).
     pub path: String,
 }
@@ -268,7 +270,7 @@ impl<'a> Fields<'a> {
 impl Entry {
     /// Its payload.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(17 + self.path.len());
+        let mut out = Vec::with_capacity(25 + self.path.len());
         out.push(match self.kind {
             EntryKind::Directory => 0,
             EntryKind::File => 1,
@@ -277,6 +279,7 @@ impl Entry {
         out.extend(self.root.to_le_bytes());
         out.extend(self.mode.to_le_bytes());
         out.extend(self.size.to_le_bytes());
+        out.extend(self.room.to_le_bytes());
         out.extend(self.path.as_bytes());
         out
     }
@@ -291,7 +294,8 @@ impl Entry {
             _ => return Err(bad("an entry of unknown kind")),
         };
         let (root, mode, size) = (fields.u32()?, fields.u32()? & 0o777, fields.u64()?);
-        Ok(Entry { kind, root, mode, size, path: fields.rest_as_path()? })
+        let room = fields.u64()?.min(size);
+        Ok(Entry { kind, root, mode, size, room, path: fields.rest_as_path()? })
     }
 }
 
@@ -430,6 +434,7 @@ mod tests {
             root: 16385,
             mode: 0o600,
             size: 1 << 33,
+            room: 1 << 20,
             path: "PG_15/5/x".into(),
         };
         assert_eq!(Entry::decode(&entry.encode()).unwrap(), entry);

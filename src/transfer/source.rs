@@ -236,15 +236,22 @@ impl Source {
             if relative.is_some() {
                 walk.inside.insert(path.clone());
             }
-            let entry = Entry { kind: EntryKind::Tablespace, root: *oid, mode: 0o700, size, path: path_text };
+            let entry = Entry {
+                kind: EntryKind::Tablespace,
+                root: *oid,
+                mode: 0o700,
+                size,
+                room: 0,
+                path: path_text,
+            };
             write_frame(to, Kind::Entry, &entry.encode())?;
         }
         let mut pulse = Pulse(Instant::now());
         let mut each = |found: Found| {
             pulse.beat(to)?;
             let kind = if found.is_directory { EntryKind::Directory } else { EntryKind::File };
-            let Found { root, mode, size, path, .. } = found;
-            write_frame(to, Kind::Entry, &Entry { kind, root, mode, size, path }.encode())
+            let Found { root, mode, size, room, path, .. } = found;
+            write_frame(to, Kind::Entry, &Entry { kind, root, mode, size, room, path }.encode())
         };
         walk.root(0, &self.data, "", &mut each)?;
         for (oid, path) in &tablespaces {
@@ -262,7 +269,8 @@ impl Source {
             let wanted = is_segment && name.as_str() >= first || name.ends_with(".history");
             if wanted && let Ok(metadata) = entry.metadata() {
                 let path = format!("{}/{name}", version.wal_directory());
-                let entry = Entry { kind: EntryKind::File, root: 0, mode: 0o600, size: metadata.len(), path };
+                let size = metadata.len();
+                let entry = Entry { kind: EntryKind::File, root: 0, mode: 0o600, size, room: size, path };
                 write_frame(to, Kind::Entry, &entry.encode())?;
             }
         }

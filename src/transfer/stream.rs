@@ -425,7 +425,7 @@ mod tests {
             (EntryKind::File, 1 << 60, "PG_15_202209061/5/16384"),
         ] {
             let (root, path) = path.strip_prefix("pgdata:").map_or((7, path), |path| (0, path));
-            let entry = Entry { kind, root, mode: 0o600, size, path: path.into() };
+            let entry = Entry { kind, root, mode: 0o600, size, room: size, path: path.into() };
             let mut wire = Vec::new();
             write_frame(&mut wire, Kind::Entry, &entry.encode()).unwrap();
             let error = hostile(wire).list(&PLAIN, |_| panic!("{path} was let through"));
@@ -434,7 +434,7 @@ mod tests {
     }
 
     fn entry(kind: EntryKind, path: &str, size: u64) -> Vec<u8> {
-        let entry = Entry { kind, root: 0, mode: 0o600, size, path: path.into() };
+        let entry = Entry { kind, root: 0, mode: 0o600, size, room: size, path: path.into() };
         let mut wire = Vec::new();
         write_frame(&mut wire, Kind::Entry, &entry.encode()).unwrap();
         wire

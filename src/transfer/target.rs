@@ -717,7 +717,8 @@ mod tests {
         let mut streams = [stream_to(data.path())];
         let mut work = Work::default();
         for (path, size) in [("gone", 10), ("PG_VERSION", 4_000_000)] {
-            let entry = Entry { kind: EntryKind::File, root: 0, mode: 0o600, size, path: path.into() };
+            let entry =
+                Entry { kind: EntryKind::File, root: 0, mode: 0o600, size, room: size, path: path.into() };
             work.add(entry);
         }
         copy(&mut [&mut streams[0]], &work, &roots, Manner::default(), None, &Progress::new(Voice::Quiet))
@@ -733,7 +734,14 @@ mod tests {
         let target = tempfile::tempdir().unwrap();
         let roots = Roots(BTreeMap::from([(0, target.path().to_owned())]));
         let mut work = Work::default();
-        work.add(Entry { kind: EntryKind::File, root: 0, mode: 0o600, size: 8192, path: "x".into() });
+        work.add(Entry {
+            kind: EntryKind::File,
+            root: 0,
+            mode: 0o600,
+            size: 8192,
+            room: 8192,
+            path: "x".into(),
+        });
         let error = copy(
             &mut [&mut hostile(wire)],
             &work,
@@ -948,8 +956,14 @@ mod tests {
         assert!(make_directory(&data.join("out"), 0o700).is_err());
         let roots = Roots(BTreeMap::from([(0, data.clone()), (7, data.join("out"))]));
         assert!(roots.check_inside().is_err());
-        let entry =
-            |path: &str| Entry { kind: EntryKind::File, root: 0, mode: 0o600, size: 4, path: path.into() };
+        let entry = |path: &str| Entry {
+            kind: EntryKind::File,
+            root: 0,
+            mode: 0o600,
+            size: 4,
+            room: 4,
+            path: path.into(),
+        };
         for path in ["out/x", "out/deeper/x"] {
             let mut work = Work::default();
             work.add(entry(path));

@@ -1,6 +1,7 @@
 //! Owns the walk through a data directory that a base backup takes: which files there are, tablespaces
 //! included, and which of them belong to a copy.
 
+use super::blocks;
 use crate::postgres::files::{self, Decision, Unlogged};
 use crate::postgres::version::PgVersion;
 use std::collections::HashSet;
@@ -30,6 +31,8 @@ pub struct Found {
     pub mode: u32,
     /// Bytes.
     pub size: u64,
+    /// Bytes of them that take room on a disk ([`blocks::room`]).
+    pub room: u64,
 }
 
 /// How to walk.
@@ -184,10 +187,11 @@ impl Walk {
             if decision == Decision::Skip || !(is_directory || metadata.is_file()) {
                 continue;
             }
-            let size = if is_directory { 0 } else { metadata.len() };
+            let (size, room) =
+                if is_directory { (0, 0) } else { (metadata.len(), blocks::room(&full, &metadata)) };
             let mode = if is_wal { 0o700 } else { metadata.mode() & 0o777 };
             let enter = is_directory && decision == Decision::Keep && !self.inside.contains(&full);
-            each(Found { root, path: path.clone(), in_data, full, is_directory, mode, size })?;
+            each(Found { root, path: path.clone(), in_data, full, is_directory, mode, size, room })?;
             if enter {
                 self.walk(root, base, &path, seen_as, each)?;
             }

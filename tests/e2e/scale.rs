@@ -44,3 +44,33 @@ fn twenty_standbys_of_one_primary_at_once() {
     let known = primary.agent(&["--json", "peers"]).run().json();
     assert_eq!(known["peers"].as_array().unwrap().len(), STANDBYS, "{known}");
 }
+
+/// Holes take no room on either side, so what counts is the room that is taken and not the size.
+#[test]
+fn a_table_that_is_larger_than_the_disk_and_mostly_a_hole() {
+    const GB: u64 = 1 << 30;
+    let site = Site::new();
+    let primary = site.host("db.0").pg(Pg::embedded("18")).build();
+    primary.exec("CREATE TABLE t AS SELECT 1 AS n");
+    let first = primary.data.join(primary.one("SELECT pg_relation_filepath('t')"));
+    primary.stop();
+    for segment in [first.clone(), first.with_extension("1")] {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&segment).unwrap();
+        file.set_len(GB).unwrap();
+        account().own(&segment);
+    }
+    primary.start();
+    let disk = SmallDisk::mount(&site, "disk", 400);
+    let standby =
+        site.host("db.1").pg(Pg::embedded("18")).data(&disk.path.join("data")).without_data().build();
+
+    for arguments in [&[][..], &["--plan", "delta", "--paranoid"]] {
+        let report = standby.enslave(&primary, arguments);
+        assert!(report["copied"]["bytes"].as_u64().unwrap() > 2 * GB, "{report}");
+        assert_streams(&primary, &standby);
+        assert_eq!(standby.one("SELECT pg_relation_size('t')"), (2 * GB).to_string());
+        assert_eq!(standby.one("SELECT n FROM t LIMIT 1"), "1");
+        standby.stop();
+        primary.exec("UPDATE t SET n = 1 WHERE ctid = '(0,1)'");
+    }
+}

@@ -65,14 +65,18 @@ pub fn layout(
     mapping: &[(PathBuf, PathBuf)],
     resume: bool,
 ) -> Result<Layout> {
-    let mut sizes: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut rooms: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut bytes = 0;
     let mut tablespaces = Vec::new();
     let version = there.version;
     there.stream.list(&list(there.version.num(), version.has_nonexclusive_backup()), |entry| {
         match entry.kind {
             EntryKind::Tablespace => tablespaces.push((entry.root, entry.path.clone(), entry.size != 1)),
-            // Whole blocks, as they will lie on the disk.
-            _ => *sizes.entry(entry.root).or_default() += entry.size.next_multiple_of(4096),
+            _ => {
+                bytes += entry.size;
+                // Whole blocks, as they will lie on the disk.
+                *rooms.entry(entry.root).or_default() += entry.room.next_multiple_of(4096);
+            }
         }
         Ok(())
     })?;
@@ -82,8 +86,8 @@ pub fn layout(
     let theirs: Vec<_> = theirs.map(|(_, at, _)| real(Path::new(at))).collect();
     let reused = if plan.action == Action::Delta { Some(data.clone()) } else { begun.filter(|_| resume) };
     let reused = reused.map(|root| Reused { tablespaces: begun_tablespaces(&root, &data, &theirs), root });
-    let layout = placed(context, version, &sizes, &tablespaces, plan, mapping, reused)?;
-    Ok(Layout { theirs, ..layout })
+    let layout = placed(context, version, &rooms, &tablespaces, plan, mapping, reused)?;
+    Ok(Layout { theirs, bytes, ..layout })
 }
 
 /// What the copy begins with.

@@ -160,7 +160,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     fn entry(kind: EntryKind, root: u32, path: &str) -> Entry {
-        Entry { kind, root, mode: 0o600, size: 1, path: path.into() }
+        Entry { kind, root, mode: 0o600, size: 1, room: 1, path: path.into() }
     }
 
     #[test]
