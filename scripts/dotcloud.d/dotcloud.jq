@@ -32,6 +32,12 @@ def complete: del(.services[].instances[]? | select(.incomplete));
 
 def numbers($service): .services[$service].instances // {} | keys | sort_by(tonumber);
 
+# With no other service and instance than that; "" and the name of a service are all
+def only($instance):
+    def one($key): if has($key) then {($key): .[$key]} else {} end;
+    ([$instance | capture("^(?<s>.*)[.](?<n>[0-9]+)$")][0]) as $it
+    | if $it then .services |= (one($it.s) | map_values(.instances |= one($it.n))) else . end;
+
 # What bash asks about the state, a line each (state.bash). An instance that is half made or half removed counts only for
 # its ports and its number.
 def facts:

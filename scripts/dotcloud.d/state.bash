@@ -117,11 +117,12 @@ take_facts() {
     facts_of=$app_directory
 }
 
-# Another command may have changed the state meanwhile: whoever takes the lock reads them again
+# Another command may have changed the state meanwhile: whoever takes the lock reads them again. With the name of an
+# instance only those of it: the facts of a thousand others take longer than a connection to it.
 need_facts() {
     local facts
     [[ $facts_of != "$app_directory" ]] || return 0
-    facts=$(query facts) || die "cannot read $app_directory/app.json; is it damaged?"
+    facts=$(query 'only($i) | facts' --arg i "${1:-}") || die "cannot read $app_directory/app.json; is it damaged?"
     take_facts "$facts"
 }
 

@@ -121,7 +121,7 @@ version() {
 make_work_directory() {
     umask 077
     work=$(mktemp -d "${TMPDIR:-/tmp}/herd.XXXXXX")
-    mkdir "$work/groups"
+    mkdir "$work/groups" "$work/kept"
     trap clean_up EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP

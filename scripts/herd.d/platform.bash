@@ -84,7 +84,7 @@ call_platform() (
         exit 127
     }
     # A daemon that is started by it must not hold our own descriptors open
-    HERD_APP=$app timeout --kill-after=5 "$limit" "$platform_directory/$verb" "$@" <&0 3>&- 4>&- 5>&- &
+    HERD_APP=$app HERD_KEPT=$work/kept timeout --kill-after=5 "$limit" "$platform_directory/$verb" "$@" <&0 3>&- 4>&- 5>&- &
     pid=$!
     { : >"$work/groups/$pid"; } 2>/dev/null || true
     if [[ -z ${uninterruptible:-} ]]; then

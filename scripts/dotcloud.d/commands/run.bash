@@ -21,6 +21,7 @@ command_run() {
     need jq ssh
     use_app
     need_account
+    need_facts "$target"
     choose_instances "$target"
     ((${#chosen[@]})) || die "$target has no instance; see dotcloud scale --help"
     target=${chosen[0]}

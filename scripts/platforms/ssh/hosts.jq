@@ -16,6 +16,14 @@ def sql_parts: strings | url_parts | select(is_sql) | .port //= 5432;
 def ssh_parts: strings | url_parts | select(.scheme == "ssh") | .port //= 22;
 def address: "\(.host):\(.port)";
 
+# Where the config stands, as the file has it
+def config: .config // "\(.application).config.json";
+
+# A database with what holds for all, or nothing
+def database($name):
+    (.ssh // {}) as $all | .databases[$name] // empty
+    | .identity = (.identity // $all.identity) | .known_hosts = (.known_hosts // $all.known_hosts);
+
 # The first thing that is wrong with a hosts file, or nothing.
 def mistakes:
     def unknown($at; $known): keys[] | select(IN($known[]) | not) | "\($at)\(tojson): there is no such key; it can be \($known | join(", "))";

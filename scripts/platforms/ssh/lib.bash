@@ -21,16 +21,22 @@ say() {
     printf 'ssh: %s\n' "$1" >&2
 }
 
+# All of it in $hosts
+need_hosts() {
+    [[ -n $hosts ]] || hosts=$(<"$kept/hosts")
+}
+
 # look FILTER [JQ-OPTION...]: at the hosts file
 look() {
+    need_hosts
     jq -r -L "$platform_directory" "${@:2}" 'include "hosts"; '"$1" <<<"$hosts"
 }
 
 # --- the hosts file ------------------------------------------------------------
 
-# Its contents into $hosts; $hosts_file, $hosts_directory, $application
+# $hosts_file, $hosts_directory, $application, $config_file; its contents for look
 read_hosts() {
-    local program log mistake
+    local program config
     hosts_file=${HERD_HOSTS:-herd.yml}
     for program in yq jq flock ssh; do
         type -P "$program" >/dev/null || fail "the program $program is missing; install it, for example: apt-get install $program"
@@ -39,6 +45,28 @@ read_hosts() {
     [[ -r $hosts_file ]] || fail "$hosts_file: cannot be read; look at its permissions" 2
     hosts_file=$(realpath -- "$hosts_file")
     hosts_directory=${hosts_file%/*}
+    hosts="" kept=""
+    # As it was when it was read: whatever changes it, its permissions too, changes this time
+    [[ -z ${HERD_KEPT:-} ]] || kept=$HERD_KEPT/$(stat -L -c '%d-%i-%.9Z' -- "$hosts_file")
+    if [[ -z $kept || ! -d $kept ]]; then
+        parse_hosts
+        [[ -z $kept ]] || keep_hosts
+    fi
+    if [[ -n $kept ]]; then
+        application=$(<"$kept/application")
+        config=$(<"$kept/config")
+    else
+        application=$(look .application)
+        config=$(look config)
+    fi
+    [[ -z ${HERD_APP:-} || $HERD_APP == "$application" ]] ||
+        fail "$hosts_file is for $application, not for $HERD_APP; name another file in HERD_HOSTS" 2
+    config_file=$(in_hosts_directory "$config")
+}
+
+# Its contents into $hosts, once they are right
+parse_hosts() {
+    local log mistake
     if ! hosts=$(yq -c . "$hosts_file" 2>&1); then
         log=$(yq --version 2>&1) || true
         [[ $log != *mikefarah* ]] || fail "this yq is not the one that wraps jq; install that one, for example: apt-get install yq"
@@ -51,11 +79,21 @@ read_hosts() {
     [[ -z $mistake ]] || fail "$hosts_file: $mistake" 2
     [[ $(look '[.databases[] | .sql, .url | sql_parts | .password // "" | select(. != "")] != []') == false ]] ||
         check_private "$hosts_file" "it holds passwords"
-    application=$(look .application)
-    [[ -z ${HERD_APP:-} || $HERD_APP == "$application" ]] ||
-        fail "$hosts_file is for $application, not for $HERD_APP; name another file in HERD_HOSTS" 2
-    config_file=$(look '.config // "\(.application).config.json"')
-    config_file=$(in_hosts_directory "$config_file")
+}
+
+# What was read is kept for the other verbs of the same herd command, which may ask a thousand instances: all of it, and
+# each database in a file of its own. Others see the whole directory or none.
+keep_hosts() {
+    local new name database
+    new=$(mktemp -d "$HERD_KEPT/new.XXXXXX")
+    printf '%s\n' "$hosts" >"$new/hosts"
+    look .application >"$new/application"
+    look config >"$new/config"
+    mkdir "$new/databases"
+    while IFS=$'\t' read -r name database; do
+        printf '%s\n' "$database" >"$new/databases/$name"
+    done < <(look '. as $hosts | .databases | keys[] as $n | "\($n)\t\($hosts | database($n) | tojson)"')
+    mv -T -- "$new" "$kept" 2>/dev/null || rm -rf -- "$new"
 }
 
 # check_private FILE WHY
@@ -78,7 +116,12 @@ in_hosts_directory() {
 # check_instance NAME: its part of the hosts file into $database
 check_instance() {
     instance=$1
-    database=$(look '.databases[$i] // empty | tojson' --arg i "$1")
+    # A name that is none is no file either
+    if [[ -n $kept && $1 != */* && -f $kept/databases/$1 ]]; then
+        database=$(<"$kept/databases/$1")
+    else
+        database=$(look 'database($i) | tojson' --arg i "$1")
+    fi
     [[ -n $database ]] || fail "$hosts_file: databases: there is no $1, only $(look '.databases | keys | join(", ")')"
 }
 
@@ -172,10 +215,10 @@ change_config() {
 
 # The command into $ssh_command, after check_instance
 ssh_to_instance() {
-    local user host port identity known_hosts
-    IFS=$'\t' read -r user host port < <(jq -r -L "$platform_directory" 'include "hosts"; .ssh | ssh_parts | [.user // "-", (.host | ltrimstr("[") | rtrimstr("]")), .port] | @tsv' <<<"$database")
-    identity=$(look '.databases[$i].identity // .ssh.identity // empty' --arg i "$instance")
-    known_hosts=$(look '.databases[$i].known_hosts // .ssh.known_hosts // empty' --arg i "$instance")
+    local parts user host port identity known_hosts
+    mapfile -d '' -t parts < <(jq -j -L "$platform_directory" 'include "hosts"; (.ssh | ssh_parts | .user // "-", (.host | ltrimstr("[") | rtrimstr("]")), .port),
+        (.identity, .known_hosts | . // "") | "\(.)\u0000"' <<<"$database")
+    user=${parts[0]} host=${parts[1]} port=${parts[2]} identity=${parts[3]} known_hosts=${parts[4]}
     ssh_command=(ssh -p "$port" -o BatchMode=yes -o StrictHostKeyChecking=yes -o LogLevel=ERROR)
     ssh_command+=(-o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=4)
     # A file that is named is the only one; % begins ssh's own tokens
