@@ -94,7 +94,7 @@ AuthorizedKeysFile $work/a/.ssh/authorized_keys
 UsePAM no
 StrictModes no
 PasswordAuthentication no
-ForceCommand HOME=$work/a exec /usr/bin/time -f %M -a -o $work/a/memory sh -c "\$SSH_ORIGINAL_COMMAND"
+ForceCommand HOME=$work/a exec /usr/bin/time -f '${usage:-%M}' -a -o $work/a/memory sh -c "\$SSH_ORIGINAL_COMMAND"
 CONF
     there /usr/sbin/sshd -f "$work/a/sshd_config"
     there "$pg/initdb" -k -D "$work/a/data" -U postgres

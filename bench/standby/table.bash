@@ -81,12 +81,7 @@ tell() {
     picture="performance-${mark//[ ,]/-}.svg"
     { if [ -n "$returns" ]; then returned; else copied; fi; } | tee "$work/table"
     [ -n "$write" ] || return 0
-    grep -qxF "<!-- $mark -->" docs/performance.md || { echo "docs/performance.md has no place for \"$mark\"" >&2 && exit 1; }
     plot >"docs/$picture"
     printf '\n![%s](%s)\n' "$mark" "$picture" >>"$work/table"
-    awk -v begin="<!-- $mark -->" -v end="<!-- end -->" -v table="$work/table" '
-        $0 == begin { print; print ""; while ((getline l < table) > 0) print l; print ""; skip = 1; next }
-        skip && $0 == end { skip = 0 }
-        !skip { print }' docs/performance.md >"$work/page"
-    cat "$work/page" >docs/performance.md
+    put_table "$mark" "$work/table"
 }
