@@ -15,6 +15,7 @@ two_instances() {
 sample() {
     local side pid line fds
     local -A memory=([a]=0 [b]=0) most=([a]=0 [b]=0)
+    trap 'echo "${memory[b]} ${memory[a]} ${most[b]} ${most[a]}" >"$work/sampled" && exit' TERM
     while kill -0 $$ 2>/dev/null; do
         for pid in $(pgrep -x pgmahout); do
             for side in a b; do
@@ -26,7 +27,6 @@ sample() {
                 ((most[$side] >= ${#fds[@]})) || most[$side]=${#fds[@]}
             done
         done
-        echo "${memory[b]} ${memory[a]} ${most[b]} ${most[a]}" >"$work/sampled"
         sleep 0.1
     done
 }
@@ -51,7 +51,7 @@ copied() {
         "$(jq '.copied | (.wire_bytes + .sent_bytes) / 1e6' "$work/said")" \
         "$(du -sm --exclude=pg_wal "$work/b/data" | cut -f1)" >>"$tables/$case"
     tail -n 1 "$tables/$case" >&2
-    jq -r '.copied.not_known | values | "everything was compared: \(.)"' "$work/said" >&2
+    [[ $way == *compared ]] || jq -r '.copied.not_known | values | "everything was compared: \(.)"' "$work/said" >&2
 }
 cpu() { awk 'NF == 3 { sum += $2 + $3 } END { printf "%.1f", sum }' "$1"; }
 

@@ -7,7 +7,7 @@ case_herd() {
     local account have=1 key
     work=$(mktemp -d "${TMPDIR:-/tmp}/pgmahout-bench.XXXXXX")
     chmod 755 "$work"
-    export DOTCLOUD_HOME=$work/state HERD_APP=bench HERD_ANSWER_TIMEOUT=60
+    export DOTCLOUD_HOME=$work/state HERD_APP=bench HERD_ANSWER_TIMEOUT=60 HERD_PLATFORM_TIMEOUT=300
     trap end_herd EXIT
     first_instance >"$work/log" 2>&1 || { cat "$work/log" >&2 && exit 1; }
     account=$(stat -c %U "$work/state/apps/bench/db.0/home")
@@ -22,7 +22,9 @@ case_herd() {
 
 end_herd() {
     kill ${sampler:+"$sampler"} 2>/dev/null || true
+    # The stand-ins are unknown to the platform again, which would look for processes of each
     xargs -r kill <"$work/sshds" 2>/dev/null || true
+    jq '.services.db.instances |= {"0"}' "$work/app.json" >"$work/state/apps/bench/app.json" || true
     "$root/scripts/dotcloud" -A bench destroy --yes >/dev/null 2>&1 || true
     rm -rf "$work"
 }
@@ -94,6 +96,7 @@ asked() {
 # sample_herd: until it is ended, the most processes at once that work for herd, and the most descriptors of itself
 sample_herd() {
     local most=0 fds=0 pid count open
+    trap 'echo "$most $fds" >"$work/sampled" && exit' TERM
     while kill -0 $$ 2>/dev/null; do
         count=$(pgrep -c -f "$root/scripts/(herd|platforms|dotcloud)" || true)
         ((most >= count)) || most=$count
@@ -101,7 +104,6 @@ sample_herd() {
             open=("/proc/$pid/fd/"*)
             ((fds >= ${#open[@]})) || fds=${#open[@]}
         done
-        echo "$most $fds" >"$work/sampled"
         sleep 0.2
     done
 }

@@ -157,6 +157,24 @@ pids_of() {
     [ "$(verb run db.1 'echo "$PGMAHOUT_INSTANCE $PGMAHOUT_APP $GREETING"')" = 'db.1 shop it'\''s $HOME' ]
 }
 
+@test "ssh: the hosts file is read once in a command of herd, and again when it has changed" {
+    over ssh
+    export HERD_KEPT=$BATS_TEST_TMPDIR/kept
+    mkdir "$HERD_KEPT" "$BATS_TEST_TMPDIR/bin"
+    verb instances >"$BATS_TEST_TMPDIR/first"
+    # From here on it cannot be read
+    printf '#!/bin/sh\nexit 1\n' >"$BATS_TEST_TMPDIR/bin/yq"
+    chmod 755 "$BATS_TEST_TMPDIR/bin/yq"
+    PATH=$BATS_TEST_TMPDIR/bin:$PATH
+    diff "$BATS_TEST_TMPDIR/first" <(verb instances)
+    [ "$(verb app)" = shop ]
+    [ "$(verb run db.1 'echo "$PGMAHOUT_INSTANCE $GREETING"')" = 'db.1 it'\''s $HOME' ]
+    fails 1 "databases: there is no db.9, only db.0, db.1" run db.9 true
+    [ "$(find "$HERD_KEPT" -mindepth 1 -maxdepth 1 -printf '%m ')" = "700 " ]
+    touch "$scene/here/herd.yml"
+    fails 2 "herd.yml: invalid YAML at" instances
+}
+
 @test "an instance that is not there, and one that cannot be reached" {
     for platform in dotcloud ssh; do
         over "$platform"

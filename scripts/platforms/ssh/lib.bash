@@ -47,10 +47,10 @@ read_hosts() {
     hosts_directory=${hosts_file%/*}
     hosts="" kept=""
     # As it was when it was read: whatever changes it, its permissions too, changes this time
-    [[ -z ${HERD_KEPT:-} ]] || kept=$HERD_KEPT/$(stat -L -c '%d-%i-%.9Z' -- "$hosts_file")
+    [[ ! -d ${HERD_KEPT:-} ]] || kept=$HERD_KEPT/$(stat -L -c '%d-%i-%.9Z' -- "$hosts_file")
     if [[ -z $kept || ! -d $kept ]]; then
         parse_hosts
-        [[ -z $kept ]] || keep_hosts
+        [[ -z $kept ]] || keep_hosts || kept=""
     fi
     if [[ -n $kept ]]; then
         application=$(<"$kept/application")
@@ -94,6 +94,7 @@ keep_hosts() {
         printf '%s\n' "$database" >"$new/databases/$name"
     done < <(look '. as $hosts | .databases | keys[] as $n | "\($n)\t\($hosts | database($n) | tojson)"')
     mv -T -- "$new" "$kept" 2>/dev/null || rm -rf -- "$new"
+    [[ -d $kept ]]
 }
 
 # check_private FILE WHY
