@@ -91,11 +91,13 @@ ask_all() {
 
 # All of them in one JSON for herd.jq: $databases with .info in each that was asked
 with_info() {
-    local name
-    # Never as an argument: the config holds passwords
+    local name files=()
     for name in $(about '.databases[].name'); do
-        [[ ! -s $work/info.$name ]] || jq -c --arg n "$name" '{($n): .}' "$work/info.$name"
-    done | jq -cs --slurpfile d <(printf %s "$databases") 'add // {} | . as $infos | $d[0] | .databases |= map(. + {info: $infos[.name]})'
+        [[ ! -s $work/info.$name ]] || files+=("$work/info.$name")
+    done
+    # Never as an argument: the config holds passwords
+    jq -c '{(input_filename | split("/info.")[-1]): .}' "${files[@]:-/dev/null}" |
+        jq -cs --slurpfile d <(printf %s "$databases") 'add // {} | . as $infos | $d[0] | .databases |= map(. + {info: $infos[.name]})'
 }
 
 # info INSTANCE FILTER: of its answer
