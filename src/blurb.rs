@@ -885,6 +885,45 @@ mod tests {
         );
     }
 
+    /// A number that was cut off is another one, which only the preflight finds out: there is one server behind SSH and
+    /// SQL, or none. All else is refused.
+    #[test]
+    fn a_blurb_that_was_cut_off_leads_nowhere_else() {
+        for (bytes, from) in [
+            (sample!("04-custom-many-ports.txt"), None),
+            (sample!("04-data-service.txt"), None),
+            (sample!("09-one-instance.txt"), None),
+            (sample!("09-service-two-instances.txt"), Some("db.1")),
+        ] {
+            let whole = Blurb::parse(bytes, from).unwrap();
+            let is_cut = |cut: u16, whole: u16| whole.to_string().starts_with(&cut.to_string());
+            let mut refused = 0;
+            for length in 0..bytes.len() {
+                match Blurb::parse(&bytes[..length], from) {
+                    Err(error) => {
+                        let text = error.to_string();
+                        assert!(text.contains("blurb") || text.contains("instance"), "{length}: {text}");
+                        refused += 1;
+                    }
+                    Ok(cut) => {
+                        assert!(
+                            whole.ssh.host == cut.ssh.host && whole.sql.host == cut.sql.host,
+                            "{length}: {cut:?}"
+                        );
+                        assert!(is_cut(cut.ssh.port, whole.ssh.port) && is_cut(cut.sql.port, whole.sql.port));
+                    }
+                }
+            }
+            assert!(refused > 0);
+            for bytes in crate::checked::damaged(bytes) {
+                // Never a panic, and no control character in what is said.
+                if let Err(error) = Blurb::parse(&bytes, from) {
+                    assert!(!error.to_string().contains(|c: char| c.is_control()), "{error:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn an_error_of_the_command_line_is_quoted() {
         let expected = "the blurb is an error message: Error: Not Found: no such service or instance: db.7";

@@ -10,13 +10,14 @@ mod plan;
 mod serve;
 
 use crate::backups::manifest::BackupId;
-use crate::blurb::Blurb;
+use crate::blurb::{Blurb, is_database_url};
 use crate::error::{Error, Result};
 use crate::instance::{Instance, parse_mapping};
 use crate::operations::backup::restore;
 use crate::operations::build_version::{self, Origin, share};
 use crate::operations::enslave::plan::{Action, Fate, Wanted};
 use crate::operations::{Context, enslave, fence, forget, fork, info, job, logs, peers, promote, wait};
+use crate::platform::{address_of, password_of};
 use crate::postgres::log::{Entry, Level};
 use crate::postgres::time;
 use crate::postgres::wal::SystemId;
@@ -528,8 +529,27 @@ fn since(text: &str) -> std::result::Result<i64, String> {
     time::since(text, now).map_err(|error| format!("{error}: {}", error.hint().unwrap_or_default()))
 }
 
+/// A password must not stand among the arguments, which everybody on the machine can read: it is refused before
+/// anything quotes it. What is for psql is psql's affair.
+fn check_no_password(arguments: &[String]) -> Result<()> {
+    let holds = |word: &String| {
+        let is_url = is_database_url(word) && password_of(word).is_some();
+        is_url || address_of(word).is_some_and(|at| at.has_password) || word.contains("password=")
+    };
+    match arguments.iter().any(holds) && !arguments.iter().any(|word| word == "psql") {
+        true => Err(Error::PasswordArgument),
+        false => Ok(()),
+    }
+}
+
 /// Runs the command line; gives the exit code of the process.
 pub fn run() -> u8 {
+    let arguments: Vec<String> =
+        std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    if let Err(error) = check_no_password(&arguments) {
+        show_error(&error, arguments.iter().any(|word| word == "--json"));
+        return error.exit() as u8;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // --help and --version end here too; clap's own code for wrong usage is 2, as ours.
@@ -635,7 +655,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Peers(PeersArgs { list: true, .. }) => {
             // On a line of its own, whatever a login profile has printed before it.
             say("");
-            answer(&peers::known(&instance));
+            answer(&peers::known(context));
             Ok(())
         }
         Command::Peers(PeersArgs { before_start: true, .. }) => {

@@ -283,6 +283,12 @@ pub enum Error {
     SourceSuperseded { source: String, by: String, name: String, timeline: u32 },
     /// A follower was to be noted outside an SSH session.
     NoSshPeer,
+    /// What is noted of a peer cannot be read.
+    PeerFile { path: PathBuf, why: String },
+    /// The record of a job in the background cannot be read.
+    JobRecord { path: PathBuf, why: String },
+    /// The mark of a copy is damaged, beside a control file.
+    CopyMark { path: PathBuf },
     /// What was to be fenced is no primary.
     NotAPrimary { instance: String },
     /// What was to be fenced is another cluster.
@@ -578,6 +584,8 @@ pub enum Error {
     // ---- migrate
     /// Arguments of a migration that make no sense, or name what is not there.
     MigrateUsage { why: String, hint: String },
+    /// A URL or a conninfo string among the arguments, with its password.
+    PasswordArgument,
     /// The platform's directory holds something that does not keep the contract.
     PlatformMisbehaves { platform: String, path: PathBuf, why: String },
     /// The platform says that it cannot do that. `why` is empty or begins with a colon.
@@ -1199,6 +1207,25 @@ impl Error {
                 Usage,
                 "a follower is noted over its own SSH session, and there is none".into(),
                 "`pgmahout enslave` on the follower does it",
+            ),
+            Error::PeerFile { path, why } => (
+                Failed,
+                format!("what is noted of a peer in {} cannot be read: {why}", path.display()),
+                "it is not asked whether it was promoted: look at it yourself, and remove that file; `pgmahout enslave` \
+                 on either side notes it again",
+            ),
+            Error::JobRecord { path, why } => (
+                Failed,
+                format!("the record {} of what runs in the background cannot be read: {why}", path.display()),
+                "job.log beside it has what it said; run the command again",
+            ),
+            Error::CopyMark { path } => (
+                Failed,
+                format!(
+                    "{} is damaged: whether a restore was under way in this directory cannot be told",
+                    path.display()
+                ),
+                "if this cluster has run since, remove that file; if not, move the data directory elsewhere",
             ),
             Error::FencedForAnother { instance, successor, .. } => (
                 Refused,
@@ -2001,6 +2028,12 @@ impl Error {
             ),
             // ---- migrate
             Error::MigrateUsage { why, .. } => (Usage, why.clone(), ""),
+            Error::PasswordArgument => (
+                Usage,
+                "a URL with a password is no argument: everybody on this machine can read it".into(),
+                "put it on stdin (pgmahout copy < url), or into a file that only you can read; and change the \
+                 password, as it may be known by now",
+            ),
             Error::PlatformMisbehaves { platform, why, .. } => {
                 (Failed, format!("the platform {platform} does not keep its contract: {why}"), "")
             }

@@ -3,6 +3,7 @@
 //! The modules stand on floors and import only from lower ones; `tests/layering.rs` holds them to it.
 
 // floor 0
+pub mod checked;
 pub mod error;
 pub mod fault;
 // floor 1: pure facts and pure decisions

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    pgmahout::process::keep_memory_private();
     pgmahout::nss::files_and_dns_only();
     ExitCode::from(pgmahout::cli::run())
 }

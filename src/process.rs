@@ -53,7 +53,7 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Finished> {
 /// As [`run`], but any exit status is a result: for programs whose status is an answer.
 pub fn run_any(command: &mut Command, limit: Duration) -> Result<Finished> {
     let program = program_of(command);
-    let child = command
+    let child = without_secrets(command)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -115,7 +115,7 @@ pub fn run_lines(
     let spawn_error = |source| Error::Spawn { program: program.clone(), source };
     let (reader, writer) = std::io::pipe().map_err(spawn_error)?;
     let also = writer.try_clone().map_err(spawn_error)?;
-    command.stdin(Stdio::null()).stdout(writer).stderr(also).process_group(0);
+    without_secrets(&mut command).stdin(Stdio::null()).stdout(writer).stderr(also).process_group(0);
     let mut group = Group { head: command.spawn().map_err(spawn_error)?, over: false };
     // The pipe ends when the last of the group does: our own ends of it live in the command.
     drop(command);
@@ -163,7 +163,8 @@ impl Producer {
     /// Starts it. All reads together may take as long as `limit`.
     pub fn start(mut command: Command, limit: Duration) -> Result<Producer> {
         let program = program_of(&command);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let silent = without_secrets(&mut command).stdin(Stdio::null());
+        silent.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let spawned = command.spawn();
         let mut head = spawned.map_err(|source| Error::Spawn { program: program.clone(), source })?;
         let stdout = head.stdout.take().expect("a pipe was asked for");
@@ -220,6 +221,22 @@ pub fn wait_for<T>(limit: Duration, mut ready: impl FnMut() -> Result<Option<T>>
         thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
         pause = (pause * 3 / 2).min(Duration::from_millis(200));
     }
+}
+
+/// Secrets that come in our environment. What needs one of them is told it in another way (`operations::client`).
+const SECRETS: &[&str] =
+    &["PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "PGMAHOUT_BACKUP_PASSPHRASE"];
+
+/// Takes them out of what a child inherits, which may be a server that runs for months, a compiler, or ssh.
+pub fn without_secrets(command: &mut Command) -> &mut Command {
+    SECRETS.iter().fold(command, |command, name| command.env_remove(name))
+}
+
+/// Passwords and keys pass through this process: no core file of it is written, and no process of the same account looks
+/// into it. What it starts is not concerned, as an exec takes it back: a server's core file is its operator's affair.
+pub fn keep_memory_private() {
+    // It fails on no kernel that runs this; and a command that does its work is worth more than this is.
+    let _ = nix::sys::prctl::set_dumpable(false);
 }
 
 fn flag() -> &'static Arc<AtomicBool> {

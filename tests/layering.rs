@@ -28,7 +28,7 @@ const FLOORS: &[(u8, &[&str])] = &[
     ),
     (2, &["compress", "process", "durable", "net", "nss", "progress", "settings"]),
     (1, &["postgres", "blurb", "backups"]),
-    (0, &["error", "fault"]),
+    (0, &["checked", "error", "fault"]),
 ];
 
 /// Module path ("postgres::version") to its source without comments.

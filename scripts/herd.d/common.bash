@@ -4,6 +4,19 @@
 # Errors as JSON go there from within $(...) too; and the last word, whatever was redirected when herd was interrupted
 exec 3>&1 5>&2
 
+# With --json everything is ASCII: a terminal obeys some of the characters that JSON lets stand. What is written raw (-r,
+# -j) is for ourselves.
+jq() {
+    local word
+    if [[ -n ${json:-} ]]; then
+        for word; do
+            [[ ! $word =~ ^-[a-z]*[jr] ]] || break
+        done
+        [[ $word =~ ^-[a-z]*[jr] ]] || set -- -a "$@"
+    fi
+    command jq "$@"
+}
+
 # die CODE MESSAGE [HINT]
 die() {
     not_done
@@ -21,9 +34,10 @@ usage_error() {
     die 2 "$1" "${2:-herd ${command:-} --help}"
 }
 
-# Much of it is what others have answered: no terminal takes orders from them
+# Much of it is what others have answered: no terminal takes orders from them, and no further line of it looks like one of
+# ours
 warn() {
-    printf ' !    %s\n' "$*" | plain >&2
+    printf ' !    %s\n' "$*" | plain | sed '2,$s/^/      /' >&2
 }
 
 # Heroku's "Doing something... done, v7" in two halves; with --json only the answer is printed. On a terminal a dot

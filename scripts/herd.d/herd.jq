@@ -1,5 +1,9 @@
 # Pure facts about an app's databases: names, attachments, texts.
 
+# What somebody else wrote, as a part of a line: nothing that ends it or that a terminal obeys, such as a change of the
+# direction of writing (Cf)
+def one_line: gsub("[[:cntrl:]\\p{Cf}\\p{Zl}\\p{Zp}]+"; " ");
+
 # "host:port" of a URL, as the platform writes addresses
 def address:
     [capture("^[a-z]+://(?:[^@/]*@)?(?<h>\\[[^]]*\\]|[^:/?#]+)(?::(?<p>[0-9]+))?")][0] as $m
@@ -118,7 +122,7 @@ def facts($all):
 
 def info_text:
     .databases as $all
-    | [.databases | sort_by(.current | not)[] | select(.info) | "=== \(title)\n" + ([facts($all)[] | select(length == 2) | map(tostring | gsub("[[:cntrl:]]+"; " ")) | "\(.[0] + ":" | . + " " * (13 - length))\(.[1])"] | join("\n"))]
+    | [.databases | sort_by(.current | not)[] | select(.info) | "=== \(title)\n" + ([facts($all)[] | select(length == 2) | map(tostring | one_line) | "\(.[0] + ":" | . + " " * (13 - length))\(.[1])"] | join("\n"))]
     | join("\n\n");
 
 # pg:info --json
@@ -169,5 +173,5 @@ def backups_text($all):
     map([.id, (.finished | backup_time), (.size | bytes), backup_of($all), .kind + (if .encryption then ", encrypted" else "" end),
          (now - .finished | floor | age),
          (.verified | if . == null then "-" elif .good then .at | backup_time else "FAILED \(.at | backup_time)" end)]
-        | map(gsub("[[:cntrl:]]+"; " ")))
+        | map(one_line))
     | table(["ID", "Backup Time", "Size", "Database", "Kind", "Age", "Verified"]);

@@ -63,10 +63,12 @@ platform_failed() {
     esac
 }
 
+# sed's, by bytes: the controls beyond ASCII, and what changes the direction of writing
+obeyed=$'s/\302[\200-\237]//g; s/\342\200[\216\217\250-\256]//g; s/\342\201[\246-\251]//g'
+
 # Without what a terminal would obey, U+0080 to U+009F and turns of the direction of writing among it; lines and tabs stay
 plain() {
-    LC_ALL=C tr -d '\000-\010\013-\037\177' |
-        LC_ALL=C sed $'s/\302[\200-\237]//g; s/\342\200[\216\217\250-\256]//g; s/\342\201[\246-\251]//g'
+    LC_ALL=C tr -d '\000-\010\013-\037\177' | LC_ALL=C sed "$obeyed"
 }
 
 # What somebody else said, as a part of a message: no control characters, no passwords of URLs, at most that long
@@ -192,7 +194,7 @@ longest=172800
 
 # steps_of NAME: what it says, each line with its name before it
 steps_of() {
-    if [[ -n $json ]]; then cat >/dev/null; else sed -u "s/[[:cntrl:]]//g; s/^/  $1: /" >&2; fi
+    if [[ -n $json ]]; then cat >/dev/null; else LC_ALL=C sed -u "s/[[:cntrl:]]//g; $obeyed; s/^/  $1: /" >&2; fi
 }
 
 # --url names a file, or - for stdin. A URL in its place has a password, which is not repeated.

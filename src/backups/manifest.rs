@@ -1,5 +1,6 @@
 //! Owns what is said about one backup: its name and its manifest, as JSON beside the bytes.
 
+use crate::checked;
 use crate::error::{Error, Result};
 use crate::postgres::wal::{Lsn, SystemId, Timeline};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -308,7 +309,7 @@ impl Manifest {
     /// [`Error::Manifest`] when it is damaged, or of a later version of pgmahout.
     pub fn parse(id: BackupId, bytes: &[u8]) -> Result<Manifest> {
         let bad = |why: String| Error::Manifest { id: id.to_string(), why };
-        let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
+        let manifest: Manifest = checked::from_json(bytes).map_err(bad)?;
         if manifest.format > FORMAT {
             return Err(bad(format!("it is of format {}, written by a later pgmahout", manifest.format)));
         }
@@ -360,6 +361,25 @@ mod tests {
             "é001",
         ] {
             assert!(bad.parse::<BackupId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_manifest_is_refused_or_says_the_same() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/manifest/");
+        let id: BackupId = "b001".parse().unwrap();
+        let manifest = Manifest::parse(id, &std::fs::read(format!("{corpus}physical")).unwrap()).unwrap();
+        let whole = checked::json(&manifest);
+        assert_eq!(Manifest::parse(id, &whole).unwrap(), manifest);
+        for bytes in checked::damaged(&whole) {
+            match Manifest::parse(id, &bytes) {
+                Ok(read) => assert_eq!(read, manifest),
+                Err(error) => {
+                    assert!(
+                        error.to_string().starts_with("the manifest of b001 cannot be read: it is damaged")
+                    )
+                }
+            }
         }
     }
 

@@ -4,7 +4,6 @@ use super::output::{answer, show};
 use crate::blurb::Secret;
 use crate::error::{Error, Result, printable};
 use crate::operations::migrate::{self, Abandoned, App, From, Options, Report, To};
-use crate::platform::{address_of, password_of};
 use crate::process;
 use crate::progress::{Progress, bytes_text, duration_text, time_text};
 use clap::Args;
@@ -151,17 +150,11 @@ const URL_LIMIT: u64 = 16 << 10;
 
 const URL_WAIT: Duration = Duration::from_secs(120);
 
-/// A password must not stand among the arguments, which everybody on the machine can read.
+/// One that stands among the arguments has no password: that was refused before.
 fn read_url(progress: &Progress, word: &str) -> Result<Secret> {
     let usage = |why: &str, hint: &str| Error::MigrateUsage { why: why.into(), hint: hint.into() };
     if word.contains("://") {
-        let has_password = address_of(word).is_some_and(|at| at.has_password) || password_of(word).is_some();
-        return match has_password {
-            true => {
-                Err(usage("a URL with a password is no argument", "put it into a file, or on stdin: --url -"))
-            }
-            false => Ok(Secret::new(word)),
-        };
+        return Ok(Secret::new(word));
     }
     let bytes = if word == "-" {
         let stdin = std::io::stdin();

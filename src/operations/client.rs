@@ -38,7 +38,7 @@ pub fn memory(name: &'static str) -> Result<File> {
     file.map_err(|source| Error::File { action: "make", path: format!("{name} in memory").into(), source })
 }
 
-/// Where a child finds it.
+/// Where a child finds a file that it inherits.
 pub fn memory_path(file: &File) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }

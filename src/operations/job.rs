@@ -2,6 +2,7 @@
 //! start this program again, detached, and `wait` and `info` read how it does from one small file.
 
 use super::Context;
+use crate::checked;
 use crate::durable::{self, Context as _, Lock};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
@@ -44,6 +45,12 @@ pub struct Failure {
     pub hint: Option<String>,
     /// Exit code.
     pub exit: u8,
+}
+
+impl Failure {
+    fn of(error: &Error) -> Failure {
+        Failure { message: error.to_string(), hint: error.hint(), exit: error.exit() as u8 }
+    }
 }
 
 /// How a job does.
@@ -104,14 +111,28 @@ fn blurb_path(instance: &Instance) -> PathBuf {
     instance.state_directory.join("job.blurb")
 }
 
-/// The job of this instance, if there is one.
+/// The job of this instance, if there is one. Of one whose record is damaged nobody knows how it does: it has failed.
 pub fn read(instance: &Instance) -> Option<Job> {
-    serde_json::from_slice(&fs::read(path(instance)).ok()?).ok()
+    let path = path(instance);
+    let read = match fs::read(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(e) => Err(e.to_string()),
+        Ok(bytes) => checked::from_json(&bytes),
+    };
+    Some(read.unwrap_or_else(|why| Job {
+        verb: "background work".into(),
+        source: "some instance".into(),
+        pid: 0,
+        started: 0,
+        step: "unknown".into(),
+        done: 0,
+        total: 0,
+        error: Some(Failure::of(&Error::JobRecord { path, why })),
+    }))
 }
 
 fn write(instance: &Instance, job: &Job) -> Result<()> {
-    let text = serde_json::to_vec(job).expect("a job is plain data");
-    durable::write(&path(instance), &text, 0o600)
+    durable::write(&path(instance), &checked::json(job), 0o600)
 }
 
 /// Starts this program again with `arguments` and without a terminal or a connection; gives the job once it
@@ -228,7 +249,7 @@ pub fn end(context: Context, error: Option<&Error>) {
     let instance = context.instance;
     let Some(error) = error else { return forget(instance) };
     let Some(mut job) = read(instance) else { return };
-    job.error = Some(Failure { message: error.to_string(), hint: error.hint(), exit: error.exit() as u8 });
+    job.error = Some(Failure::of(error));
     let _ = write(instance, &job);
 }
 

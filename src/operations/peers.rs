@@ -7,6 +7,7 @@
 //! all its peers cannot reach each other, nobody can tell (docs/reliability.md).
 
 use super::Context;
+use crate::checked;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result, printable};
 use crate::instance::{Instance, has_standby_file};
@@ -21,7 +22,7 @@ use crate::transfer::source::boot_id;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -97,13 +98,31 @@ fn file_of(instance: &Instance, name: &str) -> PathBuf {
     directory(instance).join(slot_name(instance.app.as_deref(), name))
 }
 
-/// Everybody that was noted, by name.
-pub fn known(instance: &Instance) -> Vec<Peer> {
-    let files = fs::read_dir(directory(instance)).into_iter().flatten().flatten();
-    let texts = files.filter_map(|file| fs::read(file.path()).ok());
-    let mut peers: Vec<Peer> = texts.filter_map(|text| serde_json::from_slice(&text).ok()).collect();
+/// Everybody that was noted, by name. What cannot be read is warned of: one that nobody asks may be the successor.
+pub fn known(context: Context) -> Vec<Peer> {
+    let mut peers = Vec::new();
+    for path in files(context.instance) {
+        match read(&path) {
+            Ok(peer) => peers.push(peer),
+            Err(error) => {
+                let hint = error.hint().unwrap_or_default();
+                context.progress.warn(format!("{error}; {hint}"));
+            }
+        }
+    }
     peers.sort_by(|a, b| a.name.cmp(&b.name));
     peers
+}
+
+/// Their files, without those that are just being written.
+fn files(instance: &Instance) -> impl Iterator<Item = PathBuf> {
+    let files = fs::read_dir(directory(instance)).into_iter().flatten().flatten();
+    files.filter(|file| !file.file_name().as_encoded_bytes().starts_with(b".")).map(|file| file.path())
+}
+
+fn read(path: &Path) -> Result<Peer> {
+    let bad = |why| Error::PeerFile { path: path.into(), why };
+    checked::from_json(&fs::read(path).map_err(|e| bad(e.to_string()))?).map_err(bad)
 }
 
 /// Notes a peer, in place of what was known of it.
@@ -111,7 +130,7 @@ pub fn note(instance: &Instance, peer: &Peer) -> Result<()> {
     let file = file_of(instance, &peer.name);
     durable::create_private_directory(durable::parent(&file))?;
     durable::sweep(durable::parent(&file));
-    durable::write(&file, &serde_json::to_vec(peer).expect("plain data"), 0o600)
+    durable::write(&file, &checked::json(peer), 0o600)
 }
 
 /// Notes the follower at the other end of this SSH session, whose server has `port`.
@@ -211,7 +230,7 @@ pub fn run(context: Context) -> Result<Report> {
     let timeline = control.as_ref().map(|control| instance.newest_timeline(control)).transpose()?;
     let peers = match (&control, timeline) {
         (Some(control), Some(timeline)) => {
-            ask(&like_local(instance)?, known(instance), control.system_id, timeline)
+            ask(&like_local(instance)?, known(context), control.system_id, timeline)
         }
         _ => Vec::new(),
     };
@@ -233,7 +252,8 @@ fn note_file(instance: &Instance) -> PathBuf {
 
 /// Why this old primary runs read-only, if it does.
 pub fn superseded(instance: &Instance) -> Option<String> {
-    let text = fs::read_to_string(note_file(instance)).ok()?;
+    // Whatever it says: that it is there counts.
+    let text = String::from_utf8_lossy(&fs::read(note_file(instance)).ok()?).into_owned();
     let is_standby = has_standby_file(&instance.data_directory().ok()?);
     is_standby.then(|| text.trim().to_owned())
 }
@@ -259,7 +279,7 @@ pub fn before_start(context: Context) -> Result<Option<String>> {
     if has_standby_file(&data) || instance.running().is_some() {
         return Ok(superseded(instance));
     }
-    let peers = known(instance);
+    let peers = known(context);
     let Some(version) = instance.data_version()?.filter(|_| !peers.is_empty()) else { return Ok(None) };
     let ours = instance.newest_timeline(&control)?;
     let answers = ask(&like_local(instance)?, peers, control.system_id, ours);
@@ -327,7 +347,7 @@ pub fn part(context: Context, there: &Source) {
 
 /// Whoever was known has nothing to do with the cluster that is here now.
 pub fn forget_all(instance: &Instance) -> Result<()> {
-    known(instance).iter().try_for_each(|peer| forget(instance, &peer.name).map(drop))
+    files(instance).try_for_each(|file| fs::remove_file(&file).on("remove", &file))
 }
 
 /// The answer; a login profile may print before it.
@@ -386,7 +406,29 @@ pub fn check_promotion(instance: &Instance, confirm: Option<&str>) -> Result<()>
 pub fn look(context: Context, followers: &[String], timeline: Timeline) -> Result<Option<String>> {
     let instance = context.instance;
     let Some(control) = instance.control()? else { return Ok(None) };
-    let peers = known(instance).into_iter().filter(|peer| !followers.contains(&peer.name)).collect();
+    let peers = known(context).into_iter().filter(|peer| !followers.contains(&peer.name)).collect();
     let answers = ask(&like_local(instance)?, peers, control.system_id, timeline);
     Ok(successor(&answers).map(|by| why(by, timeline)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_note_of_a_peer_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pgmahout_db_1");
+        let peer = Peer { name: "db.1".into(), host: "10.0.0.2".into(), port: 5432 };
+        let whole = checked::json(&peer);
+        fs::write(&path, &whole).unwrap();
+        assert_eq!(read(&path).unwrap(), peer);
+        for bytes in checked::damaged(&whole) {
+            fs::write(&path, &bytes).unwrap();
+            match read(&path) {
+                Ok(read) => assert_eq!(read, peer),
+                Err(error) => assert!(error.to_string().contains("/pgmahout_db_1 cannot be read"), "{error}"),
+            }
+        }
+    }
 }

@@ -8,8 +8,10 @@ use crate::http_server::{self, Answer, Limits};
 use crate::instance::Instance;
 use crate::process;
 use crate::store::{self, catalog};
+use nix::fcntl::OFlag;
 use std::fs::File;
 use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,11 +67,17 @@ fn find(instance: &Instance, path: &str, query: &str) -> Answer {
             return Ok(Answer::Forbidden);
         }
         let Some(path) = store.local_path(&manifest.file) else { return Ok(Answer::NotFound) };
-        match File::open(&path) {
+        // As in the list, a symbolic link is no backup, wherever it leads; and a pipe would be waited for.
+        let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+        let opened = File::options().read(true).custom_flags(flags).open(&path);
+        match opened.and_then(|file| file.metadata().map(|metadata| (file, metadata))) {
             // Deleted this moment.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Answer::Forbidden),
             Err(e) => Ok(Answer::Failed(format!("{}: {e}", path.display()))),
-            Ok(file) => Ok(Answer::File { file, size: manifest.size, name: link.name.clone() }),
+            Ok((_, metadata)) if !metadata.is_file() => {
+                Ok(Answer::Failed(format!("{}: it is no file", path.display())))
+            }
+            Ok((file, _)) => Ok(Answer::File { file, size: manifest.size, name: link.name.clone() }),
         }
     };
     // What is wrong here is for the log; to a stranger any backup looks the same.

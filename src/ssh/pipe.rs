@@ -3,7 +3,7 @@
 use super::{Ended, Identity, Remote, RemoteProcess, SILENCE_LIMIT, label, run};
 use crate::blurb::SshEndpoint;
 use crate::error::{Error, Result};
-use crate::process::wait_for as wait_until;
+use crate::process::{self, wait_for as wait_until};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::User;
 use std::io::{ErrorKind, Read, Write};
@@ -92,8 +92,9 @@ fn faster_ciphers(program: &PathBuf, arguments: &[String], host: &[String]) -> O
     let has_aes = std::is_x86_feature_detected!("aes");
     #[cfg(not(target_arch = "x86_64"))]
     let has_aes = false;
-    let said =
-        Command::new(program).arg("-G").args(arguments).args(host).stdin(Stdio::null()).output().ok()?;
+    let mut ask = Command::new(program);
+    ask.arg("-G").args(arguments).args(host).stdin(Stdio::null());
+    let said = process::without_secrets(&mut ask).output().ok()?;
     let text = String::from_utf8_lossy(&said.stdout).into_owned();
     let allowed = text.lines().find_map(|line| line.strip_prefix("ciphers "))?;
     let others: Vec<&str> = allowed.split(',').filter(|name| *name != FAST).collect();
@@ -158,6 +159,7 @@ struct Piped {
 impl Piped {
     fn start(mut command: Command, limit: Duration, host: Option<String>) -> Result<Piped> {
         let program = command.get_program().to_string_lossy().into_owned();
+        let command = process::without_secrets(&mut command);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|source| Error::Spawn { program, source })?;
         let pipe = child.stderr.take().expect("piped");

@@ -2,6 +2,7 @@
 
 use super::{Object, Store, read_small};
 use crate::backups::manifest::{BackupId, By, Manifest, Verified};
+use crate::checked;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use serde::Serialize;
@@ -36,6 +37,11 @@ pub fn list(store: &dyn Store, progress: &Progress) -> Result<Vec<Listed>> {
             }
             Err(error) => return Err(error),
         };
+        let verified = Manifest::verified_name(*id);
+        if listed.verified.is_none() && objects.iter().any(|object| object.name == verified) {
+            let place = store.place();
+            progress.warn(format!("{verified} in {place} is damaged: {id} counts as never verified"));
+        }
         let (file, size) = (&listed.manifest.file, listed.manifest.size);
         match objects.iter().find(|object| object.name == *file) {
             Some(object) if object.size == size => found.push(listed),
@@ -62,7 +68,7 @@ fn read_all(store: &dyn Store, ids: &[BackupId], objects: &[Object]) -> Vec<Resu
         let manifest = Manifest::parse(*id, &read_small(store, &Manifest::name(*id))?)?;
         let name = Manifest::verified_name(*id);
         let verified = match objects.iter().any(|object| object.name == name) {
-            true => read_small(store, &name).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()),
+            true => read_small(store, &name).ok().and_then(|bytes| checked::from_json(&bytes).ok()),
             false => None,
         };
         Ok(Listed { manifest, verified })
@@ -91,7 +97,7 @@ pub fn find(store: &dyn Store, id: BackupId) -> Result<Listed> {
     };
     let manifest = Manifest::parse(id, &bytes)?;
     let verified = match read_small(store, &Manifest::verified_name(id)) {
-        Ok(bytes) => serde_json::from_slice(&bytes).ok(),
+        Ok(bytes) => checked::from_json(&bytes).ok(),
         Err(Error::NoObject { .. }) => None,
         Err(error) => return Err(error),
     };
@@ -111,8 +117,7 @@ pub fn next(store: &dyn Store, by: By) -> Result<BackupId> {
 /// next free one is given then, and is in the manifest afterwards.
 pub fn add(store: &dyn Store, manifest: &mut Manifest) -> Result<()> {
     loop {
-        let bytes = serde_json::to_vec_pretty(manifest).expect("a manifest is plain data");
-        if store.put_new(&Manifest::name(manifest.id), &bytes)? {
+        if store.put_new(&Manifest::name(manifest.id), &checked::json(manifest))? {
             return Ok(());
         }
         manifest.id.number += 1;
@@ -128,7 +133,7 @@ pub fn remove(store: &dyn Store, manifest: &Manifest) -> Result<()> {
 
 /// Remembers a verification.
 pub fn set_verified(store: &dyn Store, id: BackupId, verified: &Verified) -> Result<()> {
-    store.put(&Manifest::verified_name(id), &serde_json::to_vec(verified).expect("plain data"))
+    store.put(&Manifest::verified_name(id), &checked::json(verified))
 }
 
 /// Removes bytes without a manifest, as a kill between the two leaves them, and gives what was removed. Only what
@@ -176,6 +181,50 @@ fn is_data(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::Voice;
+    use crate::store::directory::Directory;
+    use std::path::Path;
+
+    /// Whatever of a catalogue is damaged: no backup is taken for another one, none is deleted for being in nobody's
+    /// manifest, and the others stay in the list.
+    #[test]
+    fn a_damaged_catalogue_is_no_empty_one() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Directory::new(home.path().join("backups"));
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/manifest/small");
+        let bytes = std::fs::read(corpus).unwrap();
+        let mut manifest = Manifest::parse("b001".parse().unwrap(), &bytes).unwrap();
+        let mut other = Manifest { file: "b002-00000002.dump".into(), ..manifest.clone() };
+        for manifest in [&mut manifest, &mut other] {
+            manifest.file = manifest.file.replace("0a1b.", "00000001.");
+            store.put(&manifest.file, &vec![0; manifest.size as usize]).unwrap();
+            add(&store, manifest).unwrap();
+        }
+        assert_eq!(other.id.to_string(), "b002");
+        let progress = Progress::new(Voice::Quiet);
+        let ids = || {
+            let listed = list(&store, &progress).unwrap();
+            listed.into_iter().map(|listed| listed.manifest).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(), [manifest.clone(), other.clone()]);
+        let path = home.path().join("backups/b001.json");
+        let whole = std::fs::read(&path).unwrap();
+        for (n, bytes) in checked::damaged(&whole).enumerate() {
+            std::fs::write(&path, &bytes).unwrap();
+            match find(&store, manifest.id) {
+                Ok(found) => assert_eq!(found.manifest, manifest),
+                Err(error) => assert!(matches!(error, Error::Manifest { .. }), "{error}"),
+            }
+            // Which warns each time.
+            if n % 300 == 200 {
+                assert_eq!(ids(), [other.clone()]);
+                assert!(sweep_orphans(&store, -1000).is_err());
+                assert!(home.path().join("backups").join(&manifest.file).exists());
+            }
+        }
+        std::fs::write(&path, &whole).unwrap();
+        assert_eq!(ids(), [manifest, other]);
+    }
 
     #[test]
     fn what_captures_call_their_bytes() {

@@ -320,7 +320,21 @@ fn what_is_no_whole_cluster_is_not_backed_up() {
     let (source, _, store) = source_and_empty(Pg::embedded("15"));
     source.stop();
     let marker = source.data.join(".pgmahout-incomplete");
-    source.account.write(&marker, "restore of PostgreSQL 15\n", 0o600);
+    let mark = pgmahout::checked::lines("restore of PostgreSQL 15\n");
+    let whole = mark.as_bytes();
+    // One that nobody can read any more may be such a mark, or have been left over.
+    for length in (0..whole.len()).step_by(13) {
+        source.account.write(&marker, &whole[..length], 0o600);
+        source.agent(&["backup", "capture", "--physical"]).run().fails(
+            1,
+            &format!(
+                "{} is damaged: whether a restore was under way in this directory cannot be told",
+                marker.display()
+            ),
+            "if this cluster has run since, remove that file; if not, move the data directory elsewhere",
+        );
+    }
+    source.account.write(&marker, whole, 0o600);
     source.agent(&["backup", "capture", "--physical"]).run().fails(
         1,
         &format!("{} is a copy that was not completed: there is nothing to back up", source.data.display()),

@@ -370,3 +370,99 @@ fn a_link_says_where_others_reach_it() {
     host.account.write(&host.home.join("environment.json"), environment, 0o600);
     ask("X", "").says("http://db.example.com:31012/b001.dump?").says_not("warning");
 }
+
+/// Status, headers and body without the time of day.
+fn timeless(answer: String) -> String {
+    answer.lines().filter(|line| !line.starts_with("date: ")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn ten_thousand_wrong_links_tell_nothing_and_cost_nothing() {
+    let (host, port) = host();
+    let manifest = shelve(&host, "b001", "shop", 1_795_191_420, b"the first");
+    shelve(&host, "b002", "shop", 1_795_191_430, b"the second");
+    // An object of the catalogue that leads out of the store.
+    let outside = host.home.join("backups").join(&shelve(&host, "b003", "shop", 1_795_191_440, b"x").file);
+    std::fs::remove_file(&outside).unwrap();
+    std::os::unix::fs::symlink(host.home.join("password"), &outside).unwrap();
+    let server = serve(&host);
+    let target = |link: &str| link[link.find("/b0").unwrap()..].to_owned();
+    let good = target(&url(&host, &["b001"]));
+    let over = target(&url(&host, &["b001", "--expires", "1"]));
+    let led_out = target(&url(&host, &["b003"]));
+    assert!(get(port, &good).ends_with("\r\n\r\nthe first"));
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+
+    // Every bit of the path, of the time and of the signature.
+    let mut changed = 0;
+    for bit in 0..good.len() * 8 {
+        let mut bytes = good.clone().into_bytes();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let Ok(text) = String::from_utf8(bytes) else { continue };
+        if text.contains(|c: char| c.is_control() || c == ' ' || c == '#') {
+            continue;
+        }
+        let answer = get(port, &text);
+        let code = answer.split(' ').nth(1).unwrap_or("");
+        assert!(["400", "403", "404"].contains(&code) && !answer.contains("the first"), "{text}: {answer}");
+        changed += 1;
+    }
+    assert!(changed > 500, "{changed}");
+    until("the short one is over", 20, || get(port, &over).starts_with("HTTP/1.1 403 "));
+    let refused = timeless(get(port, &over));
+    let answer = get(port, &led_out);
+    assert!(!answer.starts_with("HTTP/1.1 2") && !answer.contains(&host.password), "{answer}");
+
+    // Of backups that are there and of those that are not, for one is as for the other; with odd requests between them.
+    let (before, descriptors) = (resident(), open());
+    let query = &good[good.find('?').unwrap()..];
+    let key = good.rsplit('=').next().unwrap();
+    let expires = shelf::now() + 500;
+    let ask = |from: usize| {
+        for n in (from..10_000).step_by(4) {
+            let forged = sha256(n.to_string().as_bytes());
+            let link = match n % 5 {
+                0 => format!("/b001.dump?expires={expires}&signature={}", &forged[..43]),
+                1 => format!("/b{:03}.dump?expires={expires}&signature={key}", 4 + n % 900),
+                2 => format!("/b002.dump{query}"),
+                3 => format!("/{}{query}", manifest.file.replace("b001", "b002").replace('-', ".")),
+                _ => format!("/b001.dump?signature={key}&expires={}", n as i64 + expires),
+            };
+            assert_eq!(timeless(get(port, &link)), refused, "{link}");
+            match n % 400 {
+                0 => drop(raw(
+                    port,
+                    &format!("HEAD /b001.dump HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(200_000)),
+                )),
+                100 => {
+                    drop(raw(port, &format!("POST {good} HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n")))
+                }
+                200 => {
+                    let ranges = "0-0,".repeat(2000);
+                    let answer = raw(
+                        port,
+                        &format!("GET {good} HTTP/1.1\r\nHost: x\r\nRange: bytes={ranges}1-1\r\n\r\n"),
+                    );
+                    assert!(answer.ends_with("\r\n\r\nthe first"), "{answer}");
+                }
+                300 => {
+                    let answer = raw(port, &format!("HEAD {good} HTTP/1.1\r\nHost: x\r\n\r\n"));
+                    assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains("the first"), "{answer}");
+                }
+                _ => {}
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..4).for_each(|from| drop(scope.spawn(move || ask(from)))));
+    until("the connections are closed", 20, || open() <= descriptors);
+    assert!(resident() < before + 20_000, "{before} kB became {} kB", resident());
+    assert!(get(port, &good).ends_with("\r\n\r\nthe first"));
+    let log = server.stderr();
+    assert!(log.matches(" 403 ").count() >= 10_000, "{}", log.len());
+    assert!(!log.contains(key) && !log.contains("signature") && !log.contains("panicked"));
+}

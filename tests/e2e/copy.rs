@@ -16,12 +16,6 @@ const NOTE: &str = r#"{"app": "www", "by": "ada@laptop", "to": "db.1"}"#;
 /// Of the role `app`, which owns the database `shop` and is no superuser.
 const SECRET: &str = "s3cret/of?app";
 
-fn percent(text: &str) -> String {
-    text.bytes()
-        .map(|b| if b.is_ascii_alphanumeric() { (b as char).to_string() } else { format!("%{b:02X}") })
-        .collect()
-}
-
 fn url_as(host: &Host, user: &str, password: &str, database: &str) -> String {
     let (password, database) = (percent(password), percent(database));
     format!("postgres://{user}:{password}@127.0.0.1:{}/{database}?sslmode=prefer\n", host.port)

@@ -240,12 +240,13 @@ fn a_mark_that_was_left_over_is_taken_away() {
     let (primary, standby) = pair(Pg::embedded("18"));
     standby.enslave(&primary, &[]);
     let marker = standby.data.join(".pgmahout-incomplete");
-    standby.account.write(&marker, "copy of PostgreSQL 18\n", 0o600);
+    let mark = pgmahout::checked::lines("copy of PostgreSQL 18\n");
+    standby.account.write(&marker, &mark, 0o600);
     let dry = standby.enslave(&primary, &["--dry-run"]);
     assert!(dry["already"] == true && marker.exists(), "{dry}");
     let done = standby.enslave(&primary, &[]);
     assert!(done["already"] == true && !marker.exists(), "{done}");
-    standby.account.write(&marker, "copy of PostgreSQL 18\n", 0o600);
+    standby.account.write(&marker, &mark, 0o600);
     standby.agent(&["promote", "--fence"]).stdin(primary.blurb()).run().ok();
     assert!(!marker.exists());
 }

@@ -18,4 +18,5 @@ mod enslave;
 mod network;
 mod promote;
 mod random;
+mod secrets;
 mod server;

@@ -27,7 +27,7 @@ command_addons() {
         jq -r -L "$library" 'include "herd"; "=== \(.app) Addons", (.databases[]
             | ["heroku-postgresql" + (if .info.plan then ":\(.info.plan)" else "" end), .name,
                (if .attachments == [] then "not attached" else ([.attachments[] | "HEROKU_POSTGRESQL_\(.)"] | join(" ")) end) + (if .current then " (DATABASE_URL)" else "" end)] | @tsv),
-            (.schedule | values | [.addon, .instance, (if .error then "unknown: \(.error | gsub("[[:cntrl:]]+"; " "))" else "every night" end)] | @tsv)' <<<"$all" |
+            (.schedule | values | [.addon, .instance, (if .error then "unknown: \(.error | one_line)" else "every night" end)] | @tsv)' <<<"$all" |
             awk -F '\t' 'NF == 1 { print; next } { printf "%-26s %-8s %s\n", $1, $2, $3 }' | plain
     fi
 }

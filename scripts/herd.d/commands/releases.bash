@@ -23,7 +23,7 @@ command_releases() {
     if [[ -n $json ]]; then
         jq -c --arg app "$app" --argjson n "$count" '{app: $app, releases: .[:$n]}' "$work/releases"
     else
-        jq -r --arg app "$app" --argjson n "$count" '"=== \($app) Releases", (.[:$n][] | "v\(.release)\t\(.at | gsub("[[:cntrl:]]+"; " ") | sub("T"; " ") | sub("Z$"; " UTC"))\t\(.what | gsub("[[:cntrl:]]+"; " "))")' "$work/releases" |
+        jq -r -L "$library" --arg app "$app" --argjson n "$count" 'include "herd"; "=== \($app) Releases", (.[:$n][] | "v\(.release)\t\(.at | one_line | sub("T"; " ") | sub("Z$"; " UTC"))\t\(.what | one_line)")' "$work/releases" |
             awk -F '\t' 'NF == 1 { print; next } { printf "%-6s %-25s %s\n", $1, $2, $3 }'
     fi
 }

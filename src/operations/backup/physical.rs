@@ -53,6 +53,7 @@ pub fn subject(context: Context, _options: &Options) -> Result<Subject> {
     let data = instance.data_directory()?;
     let version = data_version(instance)?;
     // Read now, so that an unfinished or foreign directory is refused before anything is stored.
+    marker::check(context, &data)?;
     if marker::is_incomplete(&data) {
         return Err(Error::UnfinishedCopy { path: data });
     }

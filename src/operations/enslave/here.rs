@@ -38,6 +38,7 @@ pub use crate::instance::has_standby_file;
 pub fn look(context: Context) -> Result<Option<Cluster>> {
     let instance = context.instance;
     let data = instance.data_directory()?;
+    super::marker::check(context, &data)?;
     let Some(version) = instance.data_version()? else {
         let strangers = fs::read_dir(&data).into_iter().flatten().flatten().any(|entry| {
             let name = entry.file_name();

@@ -1,8 +1,10 @@
 //! Owns the mark of a copy that is not complete: who makes it, and what of it lies outside its own directory, so that
 //! whoever comes after a kill goes on with it or removes it, and nothing of anybody else.
 
+use super::super::Context;
+use crate::checked;
 use crate::durable::{self, Context as _};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fault::boundary;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,9 +25,12 @@ pub enum By {
     Restore,
     /// An old cluster that is being removed, or a copy that nobody may go on with.
     Removal,
+    /// Nobody knows: the mark is damaged.
+    Unknown,
 }
 
-const WORDS: [(By, &str); 3] = [(By::Copy, "copy"), (By::Restore, "restore"), (By::Removal, "removal")];
+const WORDS: [(By, &str); 4] =
+    [(By::Copy, "copy"), (By::Restore, "restore"), (By::Removal, "removal"), (By::Unknown, "unknown")];
 
 /// What a mark says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,13 +47,14 @@ impl Mark {
     /// What stands in this directory; `None` when it is not marked.
     pub fn read(root: &Path) -> Option<Mark> {
         let bytes = fs::read(root.join(MARKER)).ok()?;
-        let text = String::from_utf8_lossy(&bytes);
+        // A path that was cut off would be somebody else's directory.
+        let text = checked::from_lines(&bytes).unwrap_or_default();
         let mut lines = text.lines();
         let (by, major) =
             lines.next().and_then(|line| line.split_once(" of PostgreSQL ")).unwrap_or_default();
         let known = WORDS.iter().find(|(_, word)| *word == by);
         Some(Mark {
-            by: known.map_or(By::Copy, |(by, _)| *by),
+            by: known.map_or(By::Unknown, |(by, _)| *by),
             major: major.into(),
             elsewhere: lines.map(PathBuf::from).filter(|path| path.is_absolute()).collect(),
         })
@@ -65,7 +71,7 @@ impl Mark {
         for path in &self.elsewhere {
             text += &format!("{}\n", path.display());
         }
-        text
+        checked::lines(&text)
     }
 
     /// Removes what the copy has in these of its directories. One that we have named ourselves goes whole; in the others
@@ -95,7 +101,27 @@ pub fn is_incomplete(data: &Path) -> bool {
 
 /// A copy that another run has begun here, and this one may go on with.
 pub fn is_begun(root: &Path) -> bool {
-    Mark::read(root).is_some_and(|mark| mark.by != By::Removal) && !has_control(root)
+    Mark::read(root).is_some_and(|mark| matches!(mark.by, By::Copy | By::Restore)) && !has_control(root)
+}
+
+/// Of a damaged mark nobody knows whether it was left over or is that of a restore.
+///
+/// # Errors
+/// [`Error::CopyMark`] beside a control file. Without one it is no cluster anyway, and begun anew.
+pub fn check(context: Context, data: &Path) -> Result<()> {
+    if Mark::read(data).is_none_or(|mark| mark.by != By::Unknown) {
+        return Ok(());
+    }
+    let path = data.join(MARKER);
+    if has_control(data) {
+        return Err(Error::CopyMark { path });
+    }
+    context.progress.warn(format!(
+        "{} is damaged: the copy that was not completed is begun anew, and what it has in directories of tablespaces \
+         elsewhere is not removed",
+        path.display()
+    ));
+    Ok(())
 }
 
 /// A sync has failed: what was written may never reach the disk, though it is read back from memory, and the next sync
@@ -175,7 +201,20 @@ mod tests {
         mark.by = By::Removal;
         mark.write(root).unwrap();
         assert!(is_incomplete(root) && !is_begun(root));
-        fs::write(root.join(MARKER), "what an older version wrote").unwrap();
-        assert!(is_begun(root));
+    }
+
+    #[test]
+    fn a_damaged_mark_names_no_directories_and_nothing_goes_on_with_it() {
+        let home = tempfile::tempdir().unwrap();
+        let root = home.path();
+        let elsewhere = vec![root.join("ts"), root.join("ts.pgmahout-1")];
+        Mark { by: By::Restore, major: "15".into(), elsewhere }.write(root).unwrap();
+        let whole = fs::read(root.join(MARKER)).unwrap();
+        for bytes in checked::damaged(&whole) {
+            fs::write(root.join(MARKER), &bytes).unwrap();
+            let unknown = Mark { by: By::Unknown, major: String::new(), elsewhere: Vec::new() };
+            assert_eq!(Mark::read(root), Some(unknown));
+            assert!(is_incomplete(root) && !is_begun(root));
+        }
     }
 }

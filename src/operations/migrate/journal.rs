@@ -2,6 +2,7 @@
 //! comes after a crash knows. It holds the old URL, which is needed for the way back, and is for its owner only.
 
 use crate::blurb::Secret;
+use crate::checked;
 use crate::durable::{self, Context as _};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -294,17 +295,14 @@ impl Journal {
 
     /// Writes it to the disk, whole or not at all.
     pub fn write(&self, directory: &Path) -> Result<()> {
-        let text = serde_json::to_vec_pretty(self).expect("plain data");
-        durable::write(&path(directory, &self.id), &text, 0o600)
+        durable::write(&path(directory, &self.id), &checked::json(self), 0o600)
     }
 
     /// Reads one.
     pub fn read(path: &Path) -> Result<Journal> {
         let bytes = fs::read(path).on("read", path)?;
         let bad = |why: String| Error::MigrateJournal { path: path.into(), why };
-        // What a parser says may quote a password.
-        let journal: Journal = serde_json::from_slice(&bytes)
-            .map_err(|e| bad(format!("it is damaged at line {}, column {}", e.line(), e.column())))?;
+        let journal: Journal = checked::from_json(&bytes).map_err(bad)?;
         if journal.format != 1 {
             return Err(bad(format!("its format is {}", journal.format)));
         }
@@ -362,4 +360,33 @@ pub fn operator() -> String {
 /// Seconds since 1970.
 pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_journal_is_named_and_shows_no_password() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = Journal::new(Kind::Migration, "shop", "pretend", Wanted::default()).unwrap();
+        journal.warnings.push("postgres://u:hunter2@h/d".into());
+        journal.write(directory.path()).unwrap();
+        let path = path(directory.path(), &journal.id);
+        let whole = fs::read(&path).unwrap();
+        let text = |journal: &Journal| serde_json::to_string(journal).unwrap();
+        for bytes in checked::damaged(&whole) {
+            fs::write(&path, &bytes).unwrap();
+            match Journal::read(&path) {
+                Ok(read) => assert_eq!(text(&read), text(&journal)),
+                Err(error) => {
+                    let said = error.to_string();
+                    assert!(said.contains(&journal.id) && said.contains("it is damaged"), "{said}");
+                    assert!(!said.contains("hunter2"), "{said}");
+                    let (found, bad) = all(directory.path(), "pretend");
+                    assert_eq!((found.len(), bad.len()), (0, 1));
+                }
+            }
+        }
+    }
 }

@@ -881,7 +881,8 @@ pub fn quote(text: impl AsRef<Path>) -> String {
     format!("'{}'", text.as_ref().to_str().unwrap().replace('\'', r"'\''"))
 }
 
-fn percent(text: &str) -> String {
+/// A text as it stands in a URL.
+pub fn percent(text: &str) -> String {
     text.bytes()
         .map(|b| if b.is_ascii_alphanumeric() { (b as char).to_string() } else { format!("%{b:02X}") })
         .collect()

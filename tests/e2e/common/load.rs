@@ -1,10 +1,11 @@
 //! Work on a server while the agent works: pgbench, a journal of acknowledged commits; and an eye on
 //! every process's arguments.
 
-use super::account::must;
+use super::account::{account, must};
 use super::checks::{amcheck, assert_streams, compare, primary_is_clean};
 use super::host::Host;
-use super::site::pids;
+use super::site::{binary, pids};
+use std::collections::HashSet;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -100,37 +101,86 @@ impl Drop for Journal {
     }
 }
 
-/// Reads every process's arguments all the time and remembers where a secret stood.
+/// What everybody on this machine could read of the processes while they were watched, and what those of the hosts'
+/// account have inherited.
+#[derive(Default)]
+pub struct Seen {
+    /// How often it was looked.
+    pub looks: usize,
+    /// Each command line once, its words ended by NUL.
+    pub arguments: HashSet<Vec<u8>>,
+    /// Each environment once, behind the program's name. Not those of pgmahout itself: they are nobody else's.
+    pub environments: HashSet<Vec<u8>>,
+}
+
+/// Reads every process's arguments all the time.
 pub struct Argv {
+    secret: String,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Vec<String>>>,
+    thread: Option<JoinHandle<Seen>>,
 }
 
 impl Argv {
+    /// For where this secret stands.
     pub fn watch(secret: &str) -> Argv {
+        Argv::start(secret, false)
+    }
+
+    /// For secrets that are known only later; and the environments too.
+    pub fn watch_all() -> Argv {
+        Argv::start("", true)
+    }
+
+    fn start(secret: &str, environments: bool) -> Argv {
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, secret) = (stop.clone(), secret.as_bytes().to_owned());
+        let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
-            let mut seen = Vec::new();
+            let mut seen = Seen::default();
             while !stopped.load(Ordering::SeqCst) {
                 for pid in pids() {
-                    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                    if arguments.windows(secret.len()).any(|window| window == secret) {
-                        seen.push(String::from_utf8_lossy(&arguments).into_owned());
+                    seen.arguments.insert(std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default());
+                    if environments && let Some(environment) = inherited(pid) {
+                        seen.environments.insert(environment);
                     }
                 }
+                seen.looks += 1;
                 std::thread::sleep(Duration::from_millis(3));
             }
             seen
         });
-        Argv { stop, thread: Some(thread) }
+        Argv { secret: secret.into(), stop, thread: Some(thread) }
     }
 
     /// Where the secret was seen.
-    pub fn seen(mut self) -> Vec<String> {
+    pub fn seen(self) -> Vec<String> {
+        let secret = self.secret.clone().into_bytes();
+        assert!(!secret.is_empty());
+        let holds = |arguments: &Vec<u8>| arguments.windows(secret.len()).any(|window| window == secret);
+        let found = self.all().arguments.into_iter().filter(holds);
+        found.map(|arguments| String::from_utf8_lossy(&arguments).into_owned()).collect()
+    }
+
+    /// All that was seen.
+    pub fn all(mut self) -> Seen {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.take().unwrap().join().unwrap()
     }
+}
+
+/// The environment of a process of the hosts' account. A child that was not yet exec'ed has its parent's program.
+fn inherited(pid: i32) -> Option<Vec<u8>> {
+    let of = |what: &str| format!("/proc/{pid}/{what}");
+    let status = std::fs::read_to_string(of("status")).ok()?;
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:\t"))?.split('\t').next()?;
+    if uid != account().uid.to_string() {
+        return None;
+    }
+    let program = || std::fs::read_link(of("exe")).ok();
+    let before = program().filter(|program| program != binary())?;
+    let environment = std::fs::read(of("environ")).ok()?;
+    // What it was between the two looks nobody knows.
+    program().filter(|after| *after == before)?;
+    Some([before.as_os_str().as_encoded_bytes(), b"\0", &environment].concat())
 }
 
 impl Drop for Argv {

@@ -1,8 +1,8 @@
 //! Where a backup comes from: the store, a file, stdin, a URL, or the store of another instance over SSH; and the
 //! one copy of it on this disk that pg_restore's jobs need, where there is none already.
 
-use super::super::super::Context;
 use super::super::super::enslave::there::connect_ssh;
+use super::super::super::{Context, client};
 use crate::agent;
 use crate::backups::manifest::{BackupId, Kind, Manifest};
 use crate::blurb::Blurb;
@@ -12,9 +12,9 @@ use crate::process::{self, Patient};
 use crate::source_build::mirror::{http_agent, without_password};
 use crate::ssh::{Remote, RemoteProcess, shell_word};
 use crate::store::{self, Store, catalog, sealed};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use ureq::http::StatusCode;
@@ -258,8 +258,10 @@ impl Opened {
             (Some(path), _) => Archive { path, _spool: None },
             (None, spool) => {
                 let (file, _) = spool.expect("made above");
-                let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
-                Archive { path: path.into(), _spool: Some(file) }
+                // pg_restore opens it as its own: into this process nobody looks.
+                let inherited = FcntlArg::F_SETFD(FdFlag::empty());
+                fcntl(&file, inherited).on("hand on", Path::new("the fetched backup"))?;
+                Archive { path: client::memory_path(&file).into(), _spool: Some(file) }
             }
         })
     }
