@@ -239,6 +239,26 @@ fn each<T: Copy + Sync + std::fmt::Debug>(cases: &[T], run: impl Fn(T) + Sync) {
 
 const NEW_ONE: &[&str] = &["--plan", "ronin"];
 
+/// The secrets of a migration are in its journal, which is its owner's alone, and in no arguments on the way.
+#[test]
+fn no_password_stands_among_arguments() {
+    let scene = Scene::new();
+    let watches = ["secret-old", "secret-new", "sesame"].map(Argv::watch);
+    scene.put("fault", "scale worker=3 fail");
+    assert_eq!(scene.migrate(NEW_ONE).code, 1);
+    scene.migrate(&["--json", "--verbose", "--plan", "ronin"]).ok();
+    scene.migrate(&["--verbose", "--rollback", "--confirm", "shop"]).ok();
+    let looked: Vec<u64> = watches
+        .into_iter()
+        .map(|watch| {
+            let looks = watch.looks();
+            assert_eq!(watch.seen(), Vec::<String>::new());
+            looks
+        })
+        .collect();
+    assert!(looked.iter().all(|looks| *looks > 20), "{looked:?}");
+}
+
 fn recorded() -> Vec<String> {
     let scene = Scene::new();
     let output = scene.migrate(NEW_ONE).ok();

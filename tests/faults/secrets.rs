@@ -239,6 +239,9 @@ fn all_commands(host: &Host) -> BTreeSet<String> {
 /// The tests of `e2e migrate` search all that is said in a migration, whose steps (`copy-part`) run here.
 const ELSEWHERE: &[&str] = &["help", "migrate"];
 
+/// Of a migration's lock.
+const NOTE: &str = r#"{"app": "www", "by": "ada@laptop", "to": "db.1"}"#;
+
 /// What PostgreSQL logs by itself when it is told to log all.
 const LOGS_ALL: &[(&str, &str)] = &[
     ("log_statement", "all"),
@@ -289,9 +292,9 @@ fn no_secret_leaves_its_place_whatever_is_run() {
     // Secrets of every kind are in the environment of whatever is run: nobody inherits them.
     let secretive = [
         ("PGPASSWORD", superuser.as_str()),
-        ("PGMAHOUT_BACKUP_PASSPHRASE", &passphrase),
+        ("PGMAHOUT_BACKUP_PASSPHRASE", passphrase.as_str()),
         ("AWS_ACCESS_KEY_ID", KEY),
-        ("AWS_SECRET_ACCESS_KEY", &s3_secret),
+        ("AWS_SECRET_ACCESS_KEY", s3_secret.as_str()),
     ];
 
     // One that looks.
@@ -309,7 +312,7 @@ fn no_secret_leaves_its_place_whatever_is_run() {
         &["logs", "-n", "1000"],
         &["peers"],
         &["plan"],
-        &["psql", "-c", "SELECT 1"],
+        &["psql", "postgres", "--", "-c", "SELECT 1"],
         &["completions", "bash"],
         &["man"],
         &["backup", "schedule", "auto-month"],
@@ -332,13 +335,15 @@ fn no_secret_leaves_its_place_whatever_is_run() {
         run.run()
     };
     let key_file = primary.home.join("key file").display().to_string();
+    let endpoint = s3.endpoint();
+    let directory: &[(&str, &str)] = &[];
     let bucket = [
         ("PGMAHOUT_STORE", "s3://shop/x"),
-        ("PGMAHOUT_STORE_ENDPOINT", &s3.endpoint()),
+        ("PGMAHOUT_STORE_ENDPOINT", endpoint.as_str()),
         ("PGMAHOUT_STORE_REGION", "us-east-1"),
-        ("PGMAHOUT_BACKUP_KEY_FILE", &key_file),
+        ("PGMAHOUT_BACKUP_KEY_FILE", key_file.as_str()),
     ];
-    for store in [&[][..], &bucket] {
+    for store in [directory, &bucket] {
         for words in [
             &["-v", "backup", "capture", "shop"][..],
             &["-v", "backup", "capture", "--physical"],
@@ -370,12 +375,10 @@ fn no_secret_leaves_its_place_whatever_is_run() {
     let output = server.wait().ok();
     assert!(output.stderr.contains(" 200 ") && !output.stderr.contains(&signature), "{output:?}");
     said.note(output);
-    let refused = [("PGMAHOUT_STORE_ENDPOINT", "http://127.0.0.1:1")];
-    for store in [&[bucket[0], bucket[2]][..], &[bucket[0], refused[0], bucket[2]]] {
-        let output = with(&primary, &["-v", "backup", "list"], store);
-        assert_ne!(output.code, 0, "{output:?}");
-        said.note(output);
-    }
+    let nobody = [bucket[0], ("PGMAHOUT_STORE_ENDPOINT", "http://127.0.0.1:1"), bucket[2]];
+    let output = with(&primary, &["-v", "backup", "list"], &nobody);
+    assert_ne!(output.code, 0, "{output:?}");
+    said.note(output);
     let wrong_phrase = [("PGMAHOUT_BACKUP_PASSPHRASE", wrong.as_str())];
     let output =
         with(&primary, &["-v", "backup", "restore", "b001", "copy", "--confirm", "db.0"], &wrong_phrase);
@@ -406,10 +409,8 @@ fn no_secret_leaves_its_place_whatever_is_run() {
     said.note(with_blurb(&primary, &["-v", "enslave", "--background"], &standby).ok());
     said.note(primary.agent(&["-v", "wait"]).run().ok());
     said.note(with_blurb(&primary, &["-v", "promote", "--fence"], &standby).ok());
-    said.note(with_blurb(&standby, &["-v", "enslave", "--plan", "full"], &primary).ok());
+    said.note(with_blurb(&standby, &["-v", "enslave", "--plan", "full", "--confirm", "db.1"], &primary).ok());
     said.note(with_blurb(&fork, &["-v", "fork"], &primary).ok());
-    let plan = standby.agent(&["-v", "build-version", "--list"]).run();
-    said.note(plan);
     let build =
         secretive.iter().fold(built.agent(&["-v", "build-version", "15.98"]), |run, (n, v)| run.env(n, *v));
     said.note(build.run().ok());
@@ -425,11 +426,9 @@ fn no_secret_leaves_its_place_whatever_is_run() {
             .run()
             .ok(),
     );
-    for words in [
-        &["look"][..],
-        &["lock", "--id", "0badcafe", "--note", r#"{"app":"www","to":"db.1","from":"A","by":"ada@laptop"}"#],
-        &["unlock", "--id", "0badcafe"],
-    ] {
+    for words in
+        [&["look"][..], &["lock", "--id", "0badcafe", "--note", NOTE], &["unlock", "--id", "0badcafe"]]
+    {
         let words = [&["--json", "copy-part"], words].concat();
         said.note(primary.agent(&words).stdin(url(&primary, "app", &app)).run().ok());
     }
@@ -461,7 +460,7 @@ fn no_secret_leaves_its_place_whatever_is_run() {
             .blurb()
             .replace("tcp://127.0.0.1:", &format!("pgsql://dotcloud:{}@127.0.0.1:x", percent(&wrong))),
         // One that the other machine has cut off.
-        primary.blurb_with("dotcloud", &wrong).split_once("@127.0.0.1").unwrap().0.to_owned(),
+        primary.blurb_with("dotcloud", &wrong).rsplit_once("@127.0.0.1").unwrap().0.to_owned(),
     ];
     for blurb in &blurbs {
         said.note_failures(&fork, &["enslave", "--confirm", "db.2"], blurb);
@@ -509,6 +508,7 @@ fn no_secret_leaves_its_place_whatever_is_run() {
 
     // --- nothing of it is anywhere
     said.search(&secrets);
+    let looks = watch.looks();
     let seen = watch.all();
     let shown = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).replace('\0', " ");
     for arguments in &seen.arguments {
@@ -536,13 +536,13 @@ fn no_secret_leaves_its_place_whatever_is_run() {
     let ran: BTreeSet<_> = said.commands.keys().cloned().collect();
     let missing: Vec<_> = expected.difference(&ran).collect();
     assert!(missing.is_empty(), "nobody ran {missing:?}");
-    assert!(seen.looks > 500, "{} looks only", seen.looks);
-    for program in ["pg_dump", "pg_restore", "initdb", "configure"] {
+    assert!(looks > 500, "{looks} looks only");
+    for program in ["pg_dump", "pg_restore", "initdb"] {
         let is_it = |arguments: &Vec<u8>| shown(arguments).contains(program);
         assert!(seen.arguments.iter().any(is_it), "{program} was never seen");
     }
     assert!(seen.environments.iter().any(|of| shown(of).contains("PGPASSFILE=")), "no client was seen");
-    assert!(primary.log().contains("SELECT pg_current_wal_lsn()") || primary.log().contains("statement: "));
+    assert!(primary.log().contains("LOG:  statement: ") && primary.log().contains("duration: "));
 }
 
 /// A SCRAM verifier: the server logs all that it is told.
@@ -560,7 +560,7 @@ fn a_leak_is_found() {
     let mut leaky = account().command("sh");
     // The shell stays, so that its arguments do.
     leaky
-        .args(["-c", &format!("sleep 1; : {}", STANDARD.encode(&core))])
+        .args(["-c", &format!("sleep 3; : {}", STANDARD.encode(&core))])
         .env("PGPASSWORD", percent(&password(&core)));
     must(&mut leaky);
     let seen = watch.all();
@@ -616,7 +616,7 @@ fn the_memory_of_a_command_is_nobody_elses() {
             assert_eq!(read.status.success(), owner != 0, "{what}: {read:?}");
         }
     }
-    let mut end = |child: &mut std::process::Child| {
+    let end = |child: &mut std::process::Child| {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), Signal::SIGABRT).unwrap();
         let status = child.wait().unwrap();
         assert_eq!(status.signal(), Some(Signal::SIGABRT as i32));
@@ -624,10 +624,8 @@ fn the_memory_of_a_command_is_nobody_elses() {
     };
     assert!(!end(&mut serve));
     assert_eq!(std::fs::read_dir(&own).unwrap().count(), 0);
-    // On a machine that writes core files at all, this is where one is.
+    // Whether this machine writes any is its own affair; where it does, that of the other one is here.
     let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
-    let dumped = end(&mut sleep);
-    if !pattern.starts_with(['|', '/', '\n']) {
-        assert!(dumped && std::fs::read_dir(&others).unwrap().count() == 1, "{pattern}");
-    }
+    let is_here = end(&mut sleep) && !pattern.starts_with(['|', '/']);
+    assert_eq!(std::fs::read_dir(&others).unwrap().count(), usize::from(is_here), "{pattern}");
 }

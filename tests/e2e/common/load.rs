@@ -105,8 +105,6 @@ impl Drop for Journal {
 /// account have inherited.
 #[derive(Default)]
 pub struct Seen {
-    /// How often it was looked.
-    pub looks: usize,
     /// Each command line once, its words ended by NUL.
     pub arguments: HashSet<Vec<u8>>,
     /// Each environment once, behind the program's name. Not those of pgmahout itself: they are nobody else's.
@@ -117,6 +115,7 @@ pub struct Seen {
 pub struct Argv {
     secret: String,
     stop: Arc<AtomicBool>,
+    looks: Arc<AtomicU64>,
     thread: Option<JoinHandle<Seen>>,
 }
 
@@ -133,7 +132,8 @@ impl Argv {
 
     fn start(secret: &str, environments: bool) -> Argv {
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
+        let looks = Arc::new(AtomicU64::new(0));
+        let (stopped, looked) = (stop.clone(), looks.clone());
         let thread = std::thread::spawn(move || {
             let mut seen = Seen::default();
             while !stopped.load(Ordering::SeqCst) {
@@ -143,12 +143,17 @@ impl Argv {
                         seen.environments.insert(environment);
                     }
                 }
-                seen.looks += 1;
+                looked.fetch_add(1, Ordering::SeqCst);
                 std::thread::sleep(Duration::from_millis(3));
             }
             seen
         });
-        Argv { secret: secret.into(), stop, thread: Some(thread) }
+        Argv { secret: secret.into(), stop, looks, thread: Some(thread) }
+    }
+
+    /// How often it was looked so far.
+    pub fn looks(&self) -> u64 {
+        self.looks.load(Ordering::SeqCst)
     }
 
     /// Where the secret was seen.

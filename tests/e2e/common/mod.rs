@@ -21,7 +21,9 @@ mod supervisor;
 
 pub use account::{Account, account, must};
 pub use agent::{Output, Run, Running, start};
-pub use checks::{Snapshot, amcheck, assert_streams, compare, primary_is_clean, snapshot, wait_replayed};
+pub use checks::{
+    Snapshot, amcheck, assert_streams, compare, primary_is_clean, snapshot, wait_replayed, without_check,
+};
 pub use host::{Host, HostBuilder, Pg, percent, quote};
 pub use line::{Direction, Line, Network};
 pub use load::{Argv, Journal, Pgbench, Seen, enslaved_under_load, noise};
