@@ -225,6 +225,11 @@ fn shown(text: &str) -> String {
             && let Some(colon) = text[userinfo..at].find(':')
         {
             masked.replace_range(userinfo + colon + 1..at, "***");
+        } else if let Some(port) = port_at(text, userinfo)
+            && (text.len() - port > 5 || !text[port..].chars().all(|c| c.is_ascii_digit()))
+        {
+            // What was cut off before its @ has a user where a host would be, and a password in place of the port.
+            masked.replace_range(port.., "***");
         }
     } else if let Some(word) = text.to_ascii_lowercase().find("password")
         && let Some(end) = text[word..].find([':', '='])
@@ -244,6 +249,15 @@ fn shown(text: &str) -> String {
         }
     }
     escaped
+}
+
+/// Where the port would begin in a URL whose host begins at `host`.
+fn port_at(text: &str, host: usize) -> Option<usize> {
+    let after_brackets = match text[host..].starts_with('[') {
+        true => host + text[host..].find(']')?,
+        false => host,
+    };
+    text[after_brackets..].find(':').map(|colon| after_brackets + colon + 1)
 }
 
 // ---- the forms a blurb comes in
@@ -1113,6 +1127,10 @@ mod tests {
             ("tcp://h:65536", "has a port that is not between 1 and 65535"),
             ("tcp://h:+1", "has a port that is not between 1 and 65535"),
             ("tcp://:5432", "has no usable host name"),
+            ("pgsql://me:hunter2", "has a port that is not between 1 and 65535"),
+            ("pgsql://me:hunter2/x", "has a port that is not between 1 and 65535"),
+            ("pgsql://[::1]:hunter2", "has a port that is not between 1 and 65535"),
+            ("pgsql://me:5:hunter2", "has an IPv6 address without brackets"),
             ("tcp://-oProxyCommand=x:1", "has no usable host name"),
             ("tcp://h;rm:1", "has no usable host name"),
             ("tcp://root:hunter2@-h:1", "has no usable host name"),

@@ -114,7 +114,9 @@ async fn speak(stream: TcpStream, peer: SocketAddr, limits: Limits, find: Arc<Fi
         async move {
             let (method, path) = (request.method().clone(), request.uri().path().to_owned());
             let response = answer(request, find, &said).await;
-            let path: String = path.chars().take(200).collect();
+            // A question mark that somebody has lost or escaped makes the signature a part of the path.
+            let plain = |c: &char| c.is_ascii_alphanumeric() || "/._-".contains(*c);
+            let path: String = path.chars().take_while(plain).take(200).collect();
             let length = response.headers().get(header::CONTENT_LENGTH);
             let length = length.and_then(|value| value.to_str().ok()).unwrap_or("-").to_owned();
             let _ = said.send(format!("{peer} {method} {path:?} {} {length}", response.status().as_u16()));

@@ -82,7 +82,7 @@ fn the_proxy_slows_and_counts() {
 #[test]
 fn arguments_are_watched() {
     let watch = Argv::watch("a-secret-of-this-test");
-    let mut child = Command::new("sleep").arg0("a-secret-of-this-test").arg("0.2").spawn().unwrap();
+    let mut child = Command::new("sleep").arg0("a-secret-of-this-test").arg("2").spawn().unwrap();
     child.wait().unwrap();
     assert!(!watch.seen().is_empty());
 }

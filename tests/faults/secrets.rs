@@ -212,16 +212,20 @@ impl Said {
 
     #[track_caller]
     fn search(&self, secrets: &Secrets) {
+        let mut all_wrong = Vec::new();
         for (output, shows) in &self.outputs {
             let of = |text: &str| secrets.find(text.as_bytes());
             let may = |name: &&&'static str| !shows.contains(name);
             let (stdout, stderr) = (of(&output.stdout), of(&output.stderr));
             let wrong: Vec<_> = stdout.iter().filter(may).chain(&stderr).collect();
-            assert!(wrong.is_empty(), "{wrong:?} in {output:?}");
+            if !wrong.is_empty() {
+                all_wrong.push(format!("{wrong:?} in {output:?}"));
+            }
             for name in *shows {
                 assert!(stdout.contains(name), "it does not show {name}: {output:?}");
             }
         }
+        assert!(all_wrong.is_empty(), "{}", all_wrong.join("\n"));
     }
 }
 
@@ -312,7 +316,7 @@ fn no_secret_leaves_its_place_whatever_is_run() {
         &["logs", "-n", "1000"],
         &["peers"],
         &["plan"],
-        &["psql", "postgres", "--", "-c", "SELECT 1"],
+        &["psql", "--", "-c", "SELECT 1"],
         &["completions", "bash"],
         &["man"],
         &["backup", "schedule", "auto-month"],
@@ -536,7 +540,7 @@ fn no_secret_leaves_its_place_whatever_is_run() {
     let ran: BTreeSet<_> = said.commands.keys().cloned().collect();
     let missing: Vec<_> = expected.difference(&ran).collect();
     assert!(missing.is_empty(), "nobody ran {missing:?}");
-    assert!(looks > 500, "{looks} looks only");
+    assert!(looks > 100, "{looks} looks only");
     for program in ["pg_dump", "pg_restore", "initdb"] {
         let is_it = |arguments: &Vec<u8>| shown(arguments).contains(program);
         assert!(seen.arguments.iter().any(is_it), "{program} was never seen");

@@ -147,6 +147,7 @@ impl Scratch {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         let program = "postgres".to_owned();
+        let command = process::without_secrets(&mut command);
         self.server = Some(command.spawn().map_err(|source| Error::Spawn { program, source })?);
         let target = self.target(context);
         let limit = context.instance.start_timeout;

@@ -805,7 +805,7 @@ impl Hidden {
         for (name, value) in hidden_settings(instance, root, directory.path(), extracted) {
             command.arg("-c").arg(format!("{name}={value}"));
         }
-        let child = command
+        let child = process::without_secrets(&mut command)
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(out)
