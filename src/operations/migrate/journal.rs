@@ -370,6 +370,7 @@ mod tests {
     fn a_damaged_journal_is_named_and_shows_no_password() {
         let directory = tempfile::tempdir().unwrap();
         let mut journal = Journal::new(Kind::Migration, "shop", "pretend", Wanted::default()).unwrap();
+        journal.started = 1_795_191_420.5;
         journal.warnings.push("postgres://u:hunter2@h/d".into());
         journal.write(directory.path()).unwrap();
         let path = path(directory.path(), &journal.id);
