@@ -90,7 +90,7 @@ fn a_secret_is_found_in_every_form() {
             "{text}"
         );
     }
-    assert_eq!(secrets.find(core[1..].as_bytes()), BTreeSet::new());
+    assert_eq!(secrets.find(&core.as_bytes()[1..]), BTreeSet::new());
     assert_eq!(secrets.find(b""), BTreeSet::new());
 }
 
@@ -187,8 +187,8 @@ impl Said {
 
     /// Its standard output is for showing these.
     fn note_that_shows(&mut self, output: Output, shows: &'static [&'static str]) -> &Output {
-        let words = output.what.strip_prefix("pgmahout ").unwrap().split(' ');
-        let command = words.skip_while(|word| word.starts_with('-')).next().unwrap();
+        let mut words = output.what.strip_prefix("pgmahout ").unwrap().split(' ');
+        let command = words.find(|word| !word.starts_with('-')).unwrap();
         *self.commands.entry(command.to_owned()).or_default() += 1;
         self.outputs.push((output, shows));
         &self.outputs.last().unwrap().0
