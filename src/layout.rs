@@ -6,6 +6,7 @@ use crate::process;
 use crate::settings::{Found, Origin};
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -191,18 +192,27 @@ pub fn read_running(data_directory: &Path) -> Option<Running> {
     let cwd = fs::read_link(format!("/proc/{}/cwd", running.pid));
     let its_own = match (cwd, data_directory.canonicalize()) {
         (Ok(cwd), Ok(data)) => cwd == data,
+        // It has ended, also when nobody has waited for it yet.
+        (Err(e), _) if e.kind() == ErrorKind::NotFound => false,
         _ => process::is_alive(running.pid),
     };
     its_own.then_some(running)
 }
 
-/// Every process of a server that works in this data directory, whether or not its postmaster is among them.
+/// Every process of a server that works in this data directory, whether or not its postmaster is among them; a dead
+/// postmaster that nobody has waited for yet counts, for it keeps the next one from starting.
 pub fn processes_of(data_directory: &Path) -> Vec<i32> {
     let Ok(data) = data_directory.canonicalize() else { return Vec::new() };
+    let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let postmaster = parse_postmaster_pid(&text).map(|running| running.pid);
     let of_process = |process: fs::DirEntry| -> Option<i32> {
         let pid = process.file_name().to_str()?.parse().ok()?;
         let is_postgres = fs::read_to_string(process.path().join("comm")).ok()?.trim() == "postgres";
-        (is_postgres && fs::read_link(process.path().join("cwd")).ok()? == data).then_some(pid)
+        let is_there = match fs::read_link(process.path().join("cwd")) {
+            Ok(cwd) => cwd == data,
+            Err(e) => e.kind() == ErrorKind::NotFound && postmaster == Some(pid),
+        };
+        (is_postgres && is_there).then_some(pid)
     };
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(of_process).collect()
 }

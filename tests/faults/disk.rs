@@ -38,6 +38,7 @@ fn a_disk_that_fills_up_in_the_middle() {
             // All of it is another: new files have to come.
             primary.exec("VACUUM FULL noise");
             primary.exec("UPDATE noise SET id = -id");
+            standby.stop();
         }
         let saved = Saved::of(&standby);
         let proxy = Proxy::to(primary.ssh_port);
