@@ -173,6 +173,7 @@ fn cut_in_the_middle_of_a_switchover() {
     command.wait_for("promote.fencing");
     line.cut(Direction::Both);
     let output = running.wait();
+    eprintln!("{:.0} s, {}", output.elapsed.as_secs_f64(), output.stderr);
     assert!([1, 4].contains(&output.code), "{output:?}");
     assert!(output.elapsed < Duration::from_secs(150), "{output:?}");
     assert!(output.stderr.contains(line.near.address), "{output:?}");
