@@ -154,7 +154,8 @@ fn either_way<T>(target: &Target, connect: impl Fn(Encryption) -> Result<T>) -> 
 /// A server notices within a minute that our end of the line was cut: without it a session stays for two hours, with its
 /// backup, its locks and its snapshot.
 pub const NOTICED: &str = "SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 6; \
-     SELECT set_config(name, '60000', false) FROM pg_catalog.pg_settings WHERE name = 'tcp_user_timeout'";
+     SELECT CASE WHEN current_setting('server_version_num')::int >= 120000 \
+     THEN set_config('tcp_user_timeout', '60000', false) END";
 
 impl Db {
     /// Connects, or says why not.

@@ -210,10 +210,15 @@ fn fence(context: Context, db: &mut Db, blurb: &Blurb, options: &Options) -> Res
             };
             // What it says itself is that it refused or failed, and has undone what it did. Without a word from it (it was
             // killed, or the connection broke) whether it was stopped is not known: see to it that it runs.
-            if !matches!(error, Error::Relayed { .. })
-                && let Ok(ssh) = there::connect_ssh(context, blurb, options.host_key.clone())
-            {
-                unfence(context, &*ssh, &agent, &name);
+            if !matches!(error, Error::Relayed { .. }) {
+                match there::connect_ssh(context, blurb, options.host_key.clone()) {
+                    Ok(ssh) => unfence(context, &*ssh, &agent, &name),
+                    Err(_) => progress.warn(format!(
+                        "whether {name} was stopped is not known, and it does not answer: {} is not promoted. When it answers \
+                         again, the same command goes on; if it is lost, promote without --fence, and keep it from its clients",
+                        instance.name
+                    )),
+                }
             }
             return Err(error);
         }

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use sha2::{Digest, Sha256};
 use ssh2::{CheckResult, ErrorCode, HostKeyType, KnownHostFileKind, MethodType, Session};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -354,7 +354,13 @@ impl Drop for SshProcess {
 
 impl Read for SshProcess {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.channel().read(buffer)
+        self.channel().read(buffer).map_err(|e| match e.to_string().as_str() {
+            // libssh2's words for an error of the socket: its keep-alives are not answered any more.
+            "Unexpected error" | "transport read" | "Error receiving on socket" => {
+                std::io::Error::new(ErrorKind::TimedOut, "nothing comes from there any more")
+            }
+            _ => e,
+        })
     }
 }
 

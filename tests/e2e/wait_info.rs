@@ -93,14 +93,15 @@ fn info_of_a_primary_with_its_standby() {
         assert_eq!(of_primary["slots"][0]["active"], true);
         assert!(of_primary["slots"][0]["retained_bytes"].as_i64().unwrap() < 100_000_000, "{of_primary}");
 
+        // Whoever reads a page first on the primary may write a hint bit's WAL.
+        until("nothing is under way", 20, || info(&standby)["following"]["lag"]["bytes"] == 0);
         let of_standby = info(&standby);
         assert_eq!(of_standby["role"], "standby", "{of_standby}");
         assert_eq!(of_standby["timeline"], 1);
         assert_eq!(of_standby["following"]["primary"], format!("127.0.0.1:{}", primary.port));
         assert_eq!(of_standby["following"]["streaming"], true);
         assert_eq!(of_standby["following"]["reachable"], true);
-        assert_eq!(of_standby["following"]["lag"]["bytes"], 0, "{of_standby}");
-        assert_eq!(of_standby["following"]["lag"]["seconds"], 0.0, "{of_standby}");
+        assert!(of_standby["following"]["lag"]["bytes"].is_u64(), "{of_standby}");
         standby.agent(&["info"]).run().ok().says("standby").says_not(&standby.password);
         // The primary writes a little on its own now and then.
         until("it says so in words", 10, || standby.agent(&["info"]).run().stdout.contains(", no lag\n"));

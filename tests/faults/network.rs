@@ -177,6 +177,7 @@ fn cut_in_the_middle_of_a_switchover() {
     assert!([1, 4].contains(&output.code), "{output:?}");
     assert!(output.elapsed < Duration::from_secs(150), "{output:?}");
     assert!(output.stderr.contains(line.near.address), "{output:?}");
+    assert!(output.stderr.contains("was stopped is not known"), "{output:?}");
     assert!(standby.is_standby(), "it was promoted, and the old primary may run: {output:?}");
     until("nobody works for it on the primary any more", 150, || agents(primary).is_empty());
     line.heal();

@@ -31,14 +31,14 @@ load scene
     leaves=yes
     herd addons
     [ "$status" = 0 ]
-    awk -v t="$took" 'BEGIN { exit !(t < 7) }'
+    awk -v t="$took" 'BEGIN { exit !(t < 15) }'
     # On an instance too, but there nothing in its process group is left
     mv "$BROKEN/faults/app" "$BROKEN/faults/run.db.1.info"
     mv "$BROKEN/faults/instances" "$BROKEN/faults/run.db.2.info"
     herd pg:info
     [ "$status" = 0 ]
     [[ $out == *GOLD*following*SILVER*following* ]]
-    awk -v t="$took" 'BEGIN { exit !(t < 7) }'
+    awk -v t="$took" 'BEGIN { exit !(t < 15) }'
     mapfile -t left <"$BROKEN/left"
     [ "${#left[@]}" = 4 ]
     leaves=""
