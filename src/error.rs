@@ -783,9 +783,14 @@ impl Error {
                 format!("several ports could be PostgreSQL's: {}", names.join(", ")),
                 "name one of them pgsql in dotcloud.yml, or in the blurb",
             ),
-            Error::BlurbUrl { port, url, why } => {
-                (Usage, format!("the URL of port {port} {why}: {url}"), INFO_HINT)
-            }
+            Error::BlurbUrl { port, url, why } => (
+                Usage,
+                format!("the URL of port {port} {why}: {url}"),
+                match why.contains("sslmode") {
+                    true => "sslmode is one of disable, allow, prefer, require, verify-ca and verify-full",
+                    false => INFO_HINT,
+                },
+            ),
             Error::EnvironmentInstance { wanted, why } => (
                 Usage,
                 format!("instance {wanted} is not known here: the environment {why}"),

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use sha2::{Digest, Sha256};
 use ssh2::{CheckResult, ErrorCode, HostKeyType, KnownHostFileKind, MethodType, Session};
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -354,13 +354,18 @@ impl Drop for SshProcess {
 
 impl Read for SshProcess {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.channel().read(buffer).map_err(|e| match e.to_string().as_str() {
-            // libssh2's words for an error of the socket: its keep-alives are not answered any more.
-            "Unexpected error" | "transport read" | "Error receiving on socket" => {
-                std::io::Error::new(ErrorKind::TimedOut, "nothing comes from there any more")
-            }
-            _ => e,
-        })
+        let read = self.channel().read(buffer);
+        read.map_err(|e| std::io::Error::new(e.kind(), plain(&e.to_string())))
+    }
+}
+
+/// libssh2's words for an error of the socket are no help: its keep-alives are not answered any more.
+fn plain(message: &str) -> String {
+    match message {
+        "Unexpected error" | "transport read" | "Error receiving on socket" => {
+            "nothing comes from there any more".into()
+        }
+        other => other.into(),
     }
 }
 
@@ -389,7 +394,7 @@ impl RemoteProcess for SshProcess {
         let _ = channel.stderr().take(64 * 1024).read_to_end(&mut stderr);
         // What is left of stdout has to be taken, or the end of the stream never comes.
         std::io::copy(channel, &mut std::io::sink()).map_err(|e| broken(e.to_string()))?;
-        channel.wait_close().map_err(|e| broken(e.message().to_owned()))?;
+        channel.wait_close().map_err(|e| broken(plain(e.message())))?;
         let killed = channel.exit_signal().ok().and_then(|s| s.exit_signal);
         let status = channel.exit_status().map_err(|e| broken(e.message().to_owned()))?;
         Ok(Ended {
