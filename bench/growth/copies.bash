@@ -43,7 +43,7 @@ copied() {
     here /usr/bin/time -f '%M %U %S' -o "$work/b/memory" "$work/b/bin/pgmahout" --json enslave --info "$work/blurb" --confirm db.1 "$@" \
         >"$work/said" 2>"$work/errors" || { kill "$sampler" && cat "$work/said" "$work/errors" >&2 && exit 1; }
     seconds=$(awk -v a="$begin" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }')
-    kill "$sampler" && wait "$sampler" 2>/dev/null || true
+    if kill "$sampler"; then wait "$sampler" 2>/dev/null || true; fi
     # Until it streams and until it is durable; of both ends the CPU seconds; what was sampled; megabytes on the line and
     # on the disk here
     echo "$size|$way|$seconds $(jq '.copied | .durable_seconds * 10 | round / 10' "$work/said")" \

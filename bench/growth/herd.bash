@@ -86,7 +86,7 @@ asked() {
     /usr/bin/time -f '%M %U %S' -o "$work/time" "$root/scripts/herd" --platform "$1" --json pg:info >"$work/said" 2>"$work/errors" ||
         { kill "$sampler" && tail -n 5 "$work/said" "$work/errors" | cut -c -1000 >&2 && exit 1; }
     seconds=$(awk -v a="$begin" -v b="$(date +%s.%N)" 'BEGIN { printf "%.1f", b - a }')
-    kill "$sampler" && wait "$sampler" 2>/dev/null || true
+    if kill "$sampler"; then wait "$sampler" 2>/dev/null || true; fi
     count=$(jq '[.databases[] | select(.info.role)] | length' "$work/said")
     [ "$count" = "$size" ] || { echo "$count of $size have answered" >&2 && exit 1; }
     echo "$size|$1|$seconds $(awk 'NF == 3 { printf "%.1f %d", $2 + $3, $1 }' "$work/time") $(cat "$work/sampled")" >>"$tables/herd"

@@ -119,6 +119,7 @@ take_facts() {
 
 # Another command may have changed the state meanwhile: whoever takes the lock reads them again. With the name of an
 # instance only those of it: the facts of a thousand others take longer than a connection to it.
+# shellcheck disable=SC2120 # `dotcloud run` names one
 need_facts() {
     local facts
     [[ $facts_of != "$app_directory" ]] || return 0
@@ -129,7 +130,7 @@ need_facts() {
 # instances [SERVICE]: names such as db.0, of those that are complete
 instances() {
     local name
-    need_facts
+    need_facts ''
     for name in ${instance_names[@]+"${instance_names[@]}"}; do
         [[ -n ${1:-} && ${name%.*} != "$1" ]] || printf '%s\n' "$name"
     done
@@ -140,7 +141,7 @@ parse_instance() {
     service=${1%.*}
     number=""
     [[ $1 != *.* ]] || number=${1##*.}
-    need_facts
+    need_facts ''
     if [[ $1 == *.* ]]; then
         [[ " ${instance_names[*]} " == *" $1 "* && $1 != *" "* ]]
     else
@@ -151,7 +152,7 @@ parse_instance() {
 # The instances that [SERVICE[.N]...] means, into the array $chosen.
 choose_instances() {
     local service number target
-    need_facts
+    need_facts ''
     if [[ -z ${1:-} ]]; then
         chosen=(${instance_names[@]+"${instance_names[@]}"})
         return
@@ -202,7 +203,7 @@ update_with_ports() {
 # db=2 www=1
 summary() {
     local service all=()
-    need_facts
+    need_facts ''
     for service in "${service_names[@]}"; do all+=("$service=$(instances "$service" | wc -l)"); done
     printf '%s' "${all[*]}"
 }
