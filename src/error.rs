@@ -2296,9 +2296,9 @@ fn left_text(app: &str, left: &[String], up: bool) -> String {
     format!("{app} {state}; not undone: {}", left.join("; "))
 }
 
-/// The end of a server's log, as part of a text.
+/// What is known of a server that does not start (`service::log_tail`), as part of a text.
 fn in_log(log: &Option<String>) -> String {
-    log.as_ref().map_or(String::new(), |log| format!("\nthe end of {}", printable(log)))
+    log.as_ref().map_or(String::new(), |log| format!("\n{}", printable(log)))
 }
 
 fn megabytes(bytes: u64) -> String {

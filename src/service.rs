@@ -1,5 +1,6 @@
 //! Owns the server's life: how it is started and stopped, under whatever runs it here.
 
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::fault::boundary;
 use crate::instance::Instance;
@@ -118,13 +119,26 @@ fn supervisorctl(instance: &Instance, action: &str, limit: Duration) -> Result<(
     Err(Error::Child { program: "supervisorctl".into(), status: finished.status.to_string(), said })
 }
 
-/// The last lines of the server's log, where it can be found; for the error of a failed start.
+/// What this machine knows about a server that does not start or stream: the last lines of its log, where that can be
+/// found, and the disk that it needs and that is full (a server whose log is on that disk cannot even say so).
 pub fn log_tail(instance: &Instance) -> Option<String> {
-    let file = log_file(instance)?;
-    let text = String::from_utf8_lossy(&read_end(&file, 8192)?).into_owned();
-    let lines: Vec<_> = text.lines().collect();
-    let last = lines[lines.len().saturating_sub(12)..].join("\n");
-    Some(format!("{}:\n{last}", file.display()))
+    let log = log_file(instance).and_then(|file| {
+        let text = String::from_utf8_lossy(&read_end(&file, 8192)?).into_owned();
+        let lines: Vec<_> = text.lines().collect();
+        let last = lines[lines.len().saturating_sub(12)..].join("\n");
+        Some(format!("the end of {}:\n{last}", file.display()))
+    });
+    let said: Vec<_> = full_disk(instance).into_iter().chain(log).collect();
+    (!said.is_empty()).then(|| said.join("\n"))
+}
+
+/// The first of PGDATA and its WAL directory that has no room for so much as one page.
+fn full_disk(instance: &Instance) -> Option<String> {
+    let data = instance.data_directory().ok()?;
+    [data.join("pg_wal"), data].iter().find_map(|directory| {
+        let left = durable::available_space(directory).ok()?;
+        (left < 8192).then(|| format!("No space left on device: {} has {left} bytes", directory.display()))
+    })
 }
 
 /// Where the manager puts the server's stderr, if there is such a file.

@@ -58,7 +58,8 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("stop_command", "shell command that stops it cleanly, for service: commands"),
     (
         "ssh",
-        "the SSH client: builtin, system (the machine's, with ~/.ssh/config), or auto: builtin, then system",
+        "the SSH client: builtin, system (the machine's, with ~/.ssh/config), or auto: builtin, system where that \
+         gets in no other way or data does not compress",
     ),
     ("ssh_identity", "private key file for SSH"),
     ("ssh_known_hosts", "file of known host keys"),
@@ -98,7 +99,8 @@ pub const SETTINGS: &[(&str, &str)] = &[
 /// Which SSH client connects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SshClient {
-    /// The one in here, and where that does not get in, the machine's.
+    /// The one in here; where that does not get in, the machine's; and for the bulk of what does not compress, the
+    /// machine's without its configuration.
     #[default]
     Auto,
     /// The one in here.

@@ -20,6 +20,11 @@ pub trait Remote: Send + Sync {
     fn exec(&self, command: &str) -> Result<Box<dyn RemoteProcess>>;
     /// A second, independent connection to the same place.
     fn again(&self) -> Result<Box<dyn Remote>>;
+    /// A client that moves many bytes for less, to the same account of the same machine, where there is one that may be
+    /// used. What went wrong with it is no error: this one does all that it does.
+    fn for_bulk(&self) -> Option<Box<dyn Remote>> {
+        None
+    }
     /// What error texts call it.
     fn label(&self) -> &str;
     /// How long a command that is started from now on may think before its next byte.

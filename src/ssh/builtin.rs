@@ -1,11 +1,13 @@
 //! Owns the SSH client that is part of this program: libssh2. It needs nothing of the machine but keys and known hosts.
 
+use super::pipe::System;
 use super::{Ended, Identity, Remote, RemoteProcess, SILENCE_LIMIT, label};
 use crate::blurb::SshEndpoint;
 use crate::durable::{self, Context};
 use crate::error::{Error, Result};
 use crate::net;
 use crate::process::check_interrupt;
+use crate::settings::SshClient;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use sha2::{Digest, Sha256};
@@ -306,6 +308,18 @@ impl Remote for Ssh {
 
     fn again(&self) -> Result<Box<dyn Remote>> {
         Ok(Box::new(Ssh::connect(&self.endpoint, &self.identity)?))
+    }
+
+    /// OpenSSH's, without its configuration, which might lead elsewhere: it decrypts whole packets at once, libssh2 sixteen
+    /// bytes.
+    fn for_bulk(&self) -> Option<Box<dyn Remote>> {
+        if self.identity.client != SshClient::Auto {
+            return None;
+        }
+        let user = self.endpoint.user.clone().unwrap_or_else(|| self.identity.user.clone());
+        let endpoint = SshEndpoint { user: Some(user), ..self.endpoint.clone() };
+        let identity = Identity { configuration: Some("none".into()), ..self.identity.clone() };
+        System::connect(&endpoint, &identity).ok().map(|system| Box::new(system) as Box<dyn Remote>)
     }
 
     fn label(&self) -> &str {

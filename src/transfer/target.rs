@@ -219,6 +219,41 @@ pub fn make_directory(path: &Path, mode: u32) -> Result<()> {
     }
 }
 
+/// What is left of some evenly spread pieces of `work` when the source has compressed them, as a part of their bytes; 0 when
+/// hardly anything but holes was met.
+pub fn sample(stream: &mut Stream, work: &Work) -> Result<f64> {
+    const PIECES: u64 = 24;
+    const PIECE: u64 = 64 << 10;
+    let mut ranges = Vec::new();
+    let mut before = 0;
+    for file in 0..work.files.len() as u32 {
+        let size = work.size(file);
+        // Those of the evenly spread places that lie in this file.
+        let first = (before * PIECES).div_ceil(work.bytes.max(1));
+        let within = (first..PIECES).map(|n| work.bytes * n / PIECES).take_while(|at| *at < before + size);
+        for offset in within.filter_map(|at| at.checked_sub(before)) {
+            let (root, path) = work.path(file);
+            ranges.push(ReadRange { root, offset, length: PIECE.min(size - offset), path });
+        }
+        before += size;
+    }
+    let received = stream.on_the_wire().0;
+    ranges.iter().for_each(|range| stream.read(range));
+    stream.flush()?;
+    let mut plain = 0;
+    for range in &ranges {
+        loop {
+            match stream.next(range.offset..range.offset + range.length)? {
+                Answer::Data(block) => plain += block.bytes.len(),
+                Answer::Zero(..) => {}
+                Answer::Done(_) => break,
+            }
+        }
+    }
+    let wire = stream.on_the_wire().0 - received;
+    Ok(if plain as u64 > PIECE { wire as f64 / plain as f64 } else { 0.0 })
+}
+
 /// Copies everything in `work` below `roots` over all `streams` at once. Nothing is synced here.
 ///
 /// What is compared may be anything: a cluster that has diverged, or what a copy that broke off has left. A block that

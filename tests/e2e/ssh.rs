@@ -369,3 +369,26 @@ fn the_machines_own_ssh_where_the_built_in_does_not_get_in() {
         refused.says(said);
     }
 }
+
+/// OpenSSH's client fetches the bulk of it, and what its configuration says of the host does not lead it elsewhere.
+#[test]
+fn what_does_not_compress_comes_over_the_machines_own_ssh() {
+    const SAID: &str = "OpenSSH's own client fetches it";
+    let site = Site::new();
+    let source = site.host("db.0").pg(Pg::embedded("18")).build();
+    noise(&source, 280);
+    let target = site.host("db.1").pg(Pg::embedded("18")).build();
+    let config = target.home.join(".ssh/config");
+    target.account.write(&config, "Host 127.0.0.1\n  HostName 192.0.2.1\n", 0o600);
+    let enslave = |client: &str, compression: &str| {
+        let words =
+            ["--verbose", "enslave", "--confirm", "db.1", "--plan", "full", "--compress", compression];
+        target.agent(&words).env("PGMAHOUT_SSH", client).stdin(source.blurb()).run().ok()
+    };
+    enslave("auto", "auto").says(SAID);
+    assert_streams(&source, &target);
+    compare(&source, &target);
+    enslave("auto", "lz4").says_not(SAID);
+    enslave("builtin", "auto").says_not(SAID);
+    assert_streams(&source, &target);
+}

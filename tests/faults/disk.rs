@@ -59,6 +59,8 @@ fn a_disk_that_fills_up_in_the_middle() {
                 proxy.passed() - begin > kilobytes * 1000 || !running.is_running()
             });
             assert!(running.is_running(), "{plan} was through at {kilobytes} kB: {}", running.stderr());
+            // Filling takes its time, and nothing may come to its end meanwhile.
+            proxy.set_rate(10_000);
             fill(&disk);
             proxy.set_rate(0);
             let output = running.wait();

@@ -248,12 +248,19 @@ These would follow it: HEROKU_POSTGRESQL_BLACK_URL HEROKU_POSTGRESQL_BLUE_URL'
     [ "$status" = 1 ]
 }
 
+# crash DB: its server ends as in a crash, and supervisord is kept from starting it again. A stop that meets the new start
+# is one that supervisord (4.2.5) never answers.
+crash() {
+    dotcloud run "$1" 'ctl() { timeout 5 supervisorctl -c supervisord.conf "$@"; }
+        ctl signal KILL postgres
+        for attempt in 1 2 3; do ctl stop postgres && exit; done'
+}
+
 @test "pg:promote after the primary's end: writable, the others follow, the old one stays down" {
     herd pg:wait
     eventually writes
     since=$(date +%s)
-    # As a crash would; and supervisord is kept from starting it again at once
-    dotcloud run db.1 'supervisorctl -c supervisord.conf signal KILL postgres; supervisorctl -c supervisord.conf stop postgres'
+    crash db.1
     begin=$(date +%s%N)
     said herd pg:promote black
     took=$((($(date +%s%N) - begin) / 1000000))
@@ -319,4 +326,31 @@ These would follow it: HEROKU_POSTGRESQL_BLACK_URL HEROKU_POSTGRESQL_BLUE_URL'
     [ "$(sql db.0 "$receiver")" = "$before" ]
     eventually writes
     herd pg:wait
+}
+
+@test "pg:promote of a follower that has less than another takes the rest from that one" {
+    herd pg:wait
+    # It misses the last commits
+    dotcloud run db.3 'supervisorctl -c supervisord.conf stop postgres'
+    sql db.2 'CREATE TABLE last_words AS SELECT generate_series(1, 1000) AS n' >/dev/null
+    eventually holds db.1 'SELECT count(*) FROM last_words' 1000
+    crash db.2
+    dotcloud run db.3 'supervisorctl -c supervisord.conf start postgres'
+    herd pg:wait blue
+    [ "$(sql db.3 "SELECT to_regclass('last_words')")" = "" ]
+    said herd pg:promote blue
+    [ "$status" = 0 ]
+    [[ $output == *"HEROKU_POSTGRESQL_AQUA_URL has received "*" more than HEROKU_POSTGRESQL_BLUE_URL, which takes that from it first..."* ||
+        $output == *"HEROKU_POSTGRESQL_AMBER_URL has received "*" more than HEROKU_POSTGRESQL_BLUE_URL, which takes that from it first..."* ]]
+    [ "$(sql db.3 'SELECT count(*) FROM last_words')" = 1000 ]
+    for name in AMBER AQUA; do
+        [[ $output == *"HEROKU_POSTGRESQL_${name}_URL follows HEROKU_POSTGRESQL_BLUE_URL now (no data moved, "* ]]
+    done
+    eventually writes
+    # Nobody keeps WAL for somebody who has gone
+    for db in db.0 db.1; do [ "$(sql "$db" 'SELECT count(*) FROM pg_replication_slots')" = 0 ]; done
+}
+
+holds() {
+    [[ $(sql "$1" "$2" 2>/dev/null) == "$3" ]]
 }

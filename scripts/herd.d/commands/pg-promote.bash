@@ -143,7 +143,7 @@ check_jump() {
 
 # The target ends recovery; before that the old primary is stopped where that can be done. Sets $fate.
 end_following() {
-    local name system_id
+    local name system_id end=""
     name=$(info "$target" .instance)
     system_id=$(info "$target" .system_id)
     if [[ $(info "$target" .following.reachable) == true ]]; then
@@ -168,6 +168,8 @@ end_following() {
     # It sends: it lives, but may be slow
     [[ -z $old || $(info "$old" 'has("error")') == false || $(info "$target" .following.streaming) != true ]] || ask_all "$old"
     if [[ -n $old && $(info "$old" 'has("error")') == false ]]; then fence_unreached; fi
+    catch_up
+    [[ -z $end ]] || warn_of_unreceived
     agent "$longest" "$target" promote ${confirmed:+--confirm "$name"} </dev/null 2> >(steps_of "$target") >/dev/null || die_of "$target"
 }
 
@@ -194,7 +196,7 @@ fence_unreached() {
     fi
     if agent "$limit" "$old" fence --system-id "$system_id" --successor "$name" </dev/null >"$work/fenced" 2>/dev/null; then
         fate=fenced
-        warn_of_unreceived
+        end=$(jq -r '.end // ""' "$work/fenced")
     elif [[ -n $runs || $(jq .exit "$work/error.$old") == 3 ]]; then
         # Confirmed was that it is stopped, not that there are two; or it was stopped for somebody else
         warn "$(label "$target") was not promoted; to do that all the same: herd pg:promote $target --no-fence --confirm $app"
@@ -204,11 +206,39 @@ fence_unreached() {
     fi
 }
 
+# Another follower may have received more, and with synchronous_commit somebody was told that it is there for good: the
+# target takes it from that one first.
+catch_up() {
+    local ahead="" most candidate lsn more why
+    most=$(info "$target" '.received // .lsn // ""')
+    [[ $most =~ ^[0-9A-F]+/[0-9A-F]+$ ]] || return 0
+    more=$(lsn_number "$most") most=$more
+    while read -r candidate lsn; do
+        (($(lsn_number "$lsn") <= most)) || ahead=$candidate most=$(lsn_number "$lsn")
+    done < <(with_info | jq -r --arg t "$target" --arg a "$address" '
+        ([.databases[] | select(.name == $t)][0].info) as $new
+        | .databases[] | select(.name != $t) | .name as $name | .info
+        | select(.role == "standby" and .system_id == $new.system_id and .timeline == $new.timeline and .following.primary == $a)
+        | .received // "" | select(test("^[0-9A-F]+/[0-9A-F]+$")) | "\($name) \(.)"')
+    [[ -n $ahead ]] || return 0
+    more=$(bytes_text $((most - more)))
+    say "$(label "$ahead") has received $more more than $(label "$target"), which takes that from it first..."
+    if blurb_of "$ahead" | agent 120 "$target" enslave --cascade --plan repoint 2> >(steps_of "$target") >/dev/null &&
+        agent 120 "$target" wait --timeout 100 </dev/null 2> >(steps_of "$target") >/dev/null; then
+        ask_all "$target"
+        return
+    fi
+    why=$(jq -r .message "$work/error.$target" 2>/dev/null || jq -r .message "$work/error.$ahead" 2>/dev/null) || why="it gives no blurb"
+    confirm_app "$(label "$ahead") has received $more more than $(label "$target"), which could not take that from it; herd pg:promote $ahead promotes that one" \
+        "$(label "$ahead") has received $more more than $(label "$target"), which could not take that from it:" \
+        "$why. Commits in it will be lost to $app;" \
+        "herd pg:promote $ahead promotes that one instead."
+}
+
 # What the old primary had written last may never have come here: that is no reason to wait at three in the morning,
 # but to be known
 warn_of_unreceived() {
-    local end received
-    end=$(jq -r '.end // ""' "$work/fenced")
+    local received
     received=$(info "$target" '.received // .lsn // ""')
     [[ $end =~ ^[0-9A-F]+/[0-9A-F]+$ && $received =~ ^[0-9A-F]+/[0-9A-F]+$ ]] || return 0
     (($(lsn_number "$end") > $(lsn_number "$received"))) || return 0

@@ -181,6 +181,17 @@ fn copy_into(
         let own_directory = format!("PG_{}_{}", version.major(), control.catalog_version);
         let work = take_manifest(stream, root, &roots, layout, version, &own_directory)?;
         boundary("copy.listed");
+        if work.bytes >= WORTH_A_SAMPLE && !layout.reuse && hardly_compresses(stream, &work, settings)? {
+            let faster = remote.for_bulk().and_then(|bulk| {
+                let sessions = settings.sessions;
+                open_streams(context, &*bulk, agent, data_directory, facts.inode, wishes, sessions).ok()
+            });
+            if let Some(mut faster) = faster {
+                progress.detail("what comes does not compress: OpenSSH's own client fetches it".to_owned());
+                *stream = faster.remove(0);
+                streams = faster;
+            }
+        }
         progress.step(format!(
             "{} {}{} in {} files over {} SSH session{}",
             if layout.reuse { "comparing" } else { "copying" },
@@ -250,6 +261,19 @@ fn copy_into(
         }
     }
     outcome
+}
+
+/// Bytes of a copy that is worth a look at what it consists of.
+const WORTH_A_SAMPLE: u64 = 256 << 20;
+
+/// Whether most of what the files hold will come as it is. Then decryption is what costs the most, for which there may be
+/// something better.
+fn hardly_compresses(stream: &mut Stream, work: &Work, settings: &Settings) -> Result<bool> {
+    match settings.compression {
+        Compression::None => Ok(true),
+        Compression::Auto => Ok(target::sample(stream, work)? > 0.8),
+        Compression::Lz4 | Compression::Zstd(_) => Ok(false),
+    }
 }
 
 /// A standby that is copied from may not have received yet what its primary keeps for the new one.

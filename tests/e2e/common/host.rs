@@ -4,6 +4,7 @@ use super::account::{Account, account, must};
 use super::agent::Run;
 use super::line::Network;
 use super::site::{Site, binary, free_port, shared_key, until};
+use super::template;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::HashMap;
@@ -385,15 +386,13 @@ impl Host {
     }
 
     pub fn initdb(&self, arguments: &[String], settings: &[(String, String)]) {
-        must(
-            self.command(self.pg.bin.join("initdb"))
-                .args(["-N", "-k", "-E", "UTF8", "--locale=C", "-A", "scram-sha-256", "-U", &self.superuser])
-                .arg("--pwfile")
-                .arg(self.home.join("password"))
-                .args(arguments)
-                .arg("-D")
-                .arg(&self.data),
-        );
+        let mut initdb = self.command(self.pg.bin.join("initdb"));
+        initdb
+            .args(["-N", "-k", "-E", "UTF8", "--locale=C", "-A", "scram-sha-256", "-U", &self.superuser])
+            .arg("--pwfile")
+            .arg(self.home.join("password"))
+            .args(arguments);
+        template::initdb(self.account, initdb, &self.data);
         let mut conf = String::from(
             "\n# the tests' settings\n\
              listen_addresses = '127.0.0.1,::1'\n\

@@ -18,6 +18,7 @@ pub mod shelf;
 mod site;
 mod source;
 mod supervisor;
+mod template;
 
 pub use account::{Account, account, must};
 pub use agent::{Output, Run, Running, start};

@@ -47,7 +47,8 @@ impl Drop for Site {
     }
 }
 
-const PREFIX: &str = "pgmahout test ";
+/// Of everything that a test makes in the temporary directory; then the process.
+pub const PREFIX: &str = "pgmahout test ";
 
 fn new_key(path: PathBuf) -> PathBuf {
     let mut command = account().command("ssh-keygen");
