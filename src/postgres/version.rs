@@ -279,6 +279,11 @@ impl PgVersion {
         self.since(130_000)
     }
 
+    /// `recovery_init_sync_method` (14).
+    pub const fn has_recovery_init_sync_method(self) -> bool {
+        self.since(140_000)
+    }
+
     /// `summarize_wal`, and the functions that show the summaries (17).
     pub const fn summarizes_wal(self) -> bool {
         self.since(170_000)
@@ -609,6 +614,7 @@ mod tests {
             ("13", "has_slot_wal_status", PgVersion::has_slot_wal_status),
             ("13", "has_wal_keep_size", PgVersion::has_wal_keep_size),
             ("13", "wal_receiver_has_flushed_lsn", PgVersion::wal_receiver_has_flushed_lsn),
+            ("14", "has_recovery_init_sync_method", PgVersion::has_recovery_init_sync_method),
             ("14", "pauses_on_lower_settings", PgVersion::pauses_on_lower_settings),
             ("15", "has_backup_start_functions", PgVersion::has_backup_start_functions),
             ("10", "has_icu_option", PgVersion::has_icu_option),

@@ -314,6 +314,21 @@ fn many_files_and_databases_and_odd_names() {
     standby.enslave(&primary, &["--ssh-sessions", "4"]);
     assert_streams(&primary, &standby);
     compare(&primary, &standby);
+    // It was for the first start only.
+    let setting = |host: &Host| host.one("SHOW recovery_init_sync_method");
+    let said = |host: &Host| {
+        std::fs::read_to_string(host.data.join("postgresql.auto.conf"))
+            .unwrap()
+            .contains("recovery_init_sync_method")
+    };
+    until("the setting is back", 10, || setting(&standby) == "fsync");
+    assert!(!said(&standby));
+    // Whoever has set it keeps it.
+    primary.exec("ALTER SYSTEM SET recovery_init_sync_method = 'syncfs'");
+    standby.stop();
+    standby.agent(&["enslave", "--plan", "full"]).stdin(primary.blurb()).run().ok();
+    assert!(said(&standby));
+    assert_eq!(setting(&standby), "syncfs");
 }
 
 // --- how the source is named --------------------------------------------------------------------------

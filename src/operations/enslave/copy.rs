@@ -575,7 +575,8 @@ fn keep_own_files(
     let settings = standby::settings(instance, target, slot, version)?;
     let port = own_port(instance);
     let own: &[(&str, Option<&str>)] = if port.is_some() { &[("port", port.as_deref())] } else { &[] };
-    standby::write_settings(root, &settings, version, own)
+    standby::write_settings(root, &settings, version, own)?;
+    standby::ease_first_start(root, version)
 }
 
 /// Where the source keeps its configuration elsewhere (Debian): ours goes on, with what it includes.

@@ -413,29 +413,30 @@ fn clean_up_slots(
     if let Some(former) = former {
         leave_former(context, &former, &there.target, slot);
     }
-    if was_primary {
-        let outdated = match outdated_slots(there) {
-            Ok(outdated) => outdated,
-            Err(error) => {
-                return progress.warn(format!("{} did not say what slots it has: {error}", there.name));
-            }
-        };
-        for slot in outdated {
-            match standby::drop_slot(db, &slot) {
-                Ok(true) => progress.detail(format!("slot {slot} of its time as a primary dropped")),
-                Ok(false) => {}
-                Err(error) => progress.warn(format!("slot {slot} here could not be dropped: {error}")),
-            }
+    let outdated = match outdated_slots(there, was_primary) {
+        Ok(outdated) => outdated,
+        Err(error) => {
+            return progress.warn(format!("{} did not say what slots it has: {error}", there.name));
+        }
+    };
+    for slot in outdated {
+        match standby::drop_slot(db, &slot) {
+            Ok(true) => progress.detail(format!("slot {slot} of the time before dropped")),
+            Ok(false) => {}
+            Err(error) => progress.warn(format!("slot {slot} here could not be dropped: {error}")),
         }
     }
 }
 
-/// Slots that an old primary has no more use for: the one through which the new primary followed it, and
-/// those of followers that stream from the new primary by now. The slots of the others stay: they may be
-/// about to connect again.
-fn outdated_slots(there: &mut There) -> Result<Vec<String>> {
-    let rows = there.db.rows("SELECT slot_name::text FROM pg_replication_slots WHERE active", &[])?;
-    let mut slots: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+/// Slots here that nobody has a use for any more: the one through which the source followed this instance (a new primary
+/// its old one, or the follower that it took the last of the WAL from), and those of an old primary's followers that
+/// stream from the new primary by now. The slots of the others stay: they may be about to connect again.
+fn outdated_slots(there: &mut There, was_primary: bool) -> Result<Vec<String>> {
+    let mut slots: Vec<String> = Vec::new();
+    if was_primary {
+        let rows = there.db.rows("SELECT slot_name::text FROM pg_replication_slots WHERE active", &[])?;
+        slots.extend(rows.iter().map(|row| row.get::<_, String>(0)));
+    }
     slots.extend(its_slot(there)?);
     slots.retain(|slot| slot.starts_with(SLOT_PREFIX));
     Ok(slots)
