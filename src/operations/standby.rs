@@ -107,7 +107,8 @@ pub fn write_settings(
 ) -> Result<()> {
     let auto_conf = data.join("postgresql.auto.conf");
     let existing = match fs::read_to_string(&auto_conf) {
-        Ok(text) => text,
+        // A start that was cut short may have left that.
+        Ok(text) => text.replace(FIRST_START, ""),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(e) => return Err(e).on("read", &auto_conf),
     };
@@ -145,10 +146,7 @@ pub fn start_and_connect(context: Context) -> Result<Db> {
     }
     service::start(instance)?;
     let mut db = connect_when_ready(context, instance.start_timeout)?;
-    if let Err(error) = end_first_start(&mut db, &instance.data_directory()?) {
-        let line = FIRST_START.trim_end();
-        context.progress.warn(format!("{line:?} stays in postgresql.auto.conf: {error}"));
-    }
+    end_first_start(&mut db, &instance.data_directory()?)?;
     Ok(db)
 }
 

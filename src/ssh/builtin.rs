@@ -16,11 +16,12 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// An authenticated SSH connection.
 pub struct Ssh {
-    session: Session,
+    line: Arc<Line>,
     endpoint: SshEndpoint,
     identity: Identity,
     label: String,
@@ -91,7 +92,8 @@ impl Ssh {
         let first_seen = check_host_key(&session, endpoint, &label, identity, &known)?;
         authenticate(&session, endpoint, &label, identity)?;
         session.set_timeout(SILENCE_LIMIT.as_millis() as u32);
-        Ok(Ssh { session, endpoint: endpoint.clone(), identity: identity.clone(), label, first_seen })
+        let line = Arc::new(Line { session });
+        Ok(Ssh { line, endpoint: endpoint.clone(), identity: identity.clone(), label, first_seen })
     }
 }
 
@@ -300,10 +302,10 @@ fn authenticate(session: &Session, endpoint: &SshEndpoint, label: &str, identity
 impl Remote for Ssh {
     fn exec(&self, command: &str) -> Result<Box<dyn RemoteProcess>> {
         let broken = |e: ssh2::Error| Error::SshBroken { host: self.label.clone(), why: e.message().into() };
-        let mut channel = self.session.channel_session().map_err(broken)?;
+        let mut channel = self.line.session.channel_session().map_err(broken)?;
         channel.exec(command).map_err(broken)?;
-        let session = self.session.clone();
-        Ok(Box::new(SshProcess { channel: Some(channel), session, label: self.label.clone() }))
+        let line = self.line.clone();
+        Ok(Box::new(SshProcess { channel: Some(channel), line, label: self.label.clone() }))
     }
 
     fn again(&self) -> Result<Box<dyn Remote>> {
@@ -327,7 +329,7 @@ impl Remote for Ssh {
     }
 
     fn set_patience(&self, limit: Duration) {
-        self.session.set_timeout(limit.as_millis() as u32);
+        self.line.session.set_timeout(limit.as_millis() as u32);
     }
 
     fn first_seen(&self) -> Option<&str> {
@@ -338,7 +340,12 @@ impl Remote for Ssh {
 /// The good-bye of a channel or a session may take so long: the line may be gone.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-impl Drop for Ssh {
+/// A connection, which lasts as long as anything that runs over it.
+struct Line {
+    session: Session,
+}
+
+impl Drop for Line {
     fn drop(&mut self) {
         self.session.set_timeout(GOODBYE.as_millis() as u32);
     }
@@ -347,7 +354,7 @@ impl Drop for Ssh {
 struct SshProcess {
     /// There until it is dropped.
     channel: Option<ssh2::Channel>,
-    session: Session,
+    line: Arc<Line>,
     label: String,
 }
 
@@ -359,10 +366,11 @@ impl SshProcess {
 
 impl Drop for SshProcess {
     fn drop(&mut self) {
-        let patience = self.session.timeout();
-        self.session.set_timeout(GOODBYE.as_millis() as u32);
+        let session = &self.line.session;
+        let patience = session.timeout();
+        session.set_timeout(GOODBYE.as_millis() as u32);
         self.channel = None;
-        self.session.set_timeout(patience);
+        session.set_timeout(patience);
     }
 }
 

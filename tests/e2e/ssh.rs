@@ -370,6 +370,31 @@ fn the_machines_own_ssh_where_the_built_in_does_not_get_in() {
     }
 }
 
+/// Nothing comes for some seconds, and then it goes on.
+#[test]
+fn a_line_that_stands_still_for_a_while() {
+    let site = Site::new();
+    let source = site.host("db.0").pg(Pg::embedded("18")).build();
+    noise(&source, 12);
+    let target = site.host("db.1").pg(Pg::embedded("18")).build();
+    let proxy = Proxy::to(source.ssh_port);
+    proxy.set_rate(2_000_000);
+    let mut running = target
+        .agent(&["enslave", "--confirm", "db.1"])
+        .stdin(source.blurb_at(proxy.port, source.port))
+        .spawn();
+    until("it copies", 60, || proxy.passed() > 2_000_000 || !running.is_running());
+    let stood_still = proxy.passed();
+    proxy.set_rate(1);
+    std::thread::sleep(std::time::Duration::from_secs(8));
+    assert!(running.is_running(), "{}", running.stderr());
+    assert!(proxy.passed() < stood_still + 2_000_000, "it did not stand still");
+    proxy.set_rate(0);
+    running.wait().ok();
+    assert_streams(&source, &target);
+    compare(&source, &target);
+}
+
 /// OpenSSH's client fetches the bulk of it, and what its configuration says of the host does not lead it elsewhere.
 #[test]
 fn what_does_not_compress_comes_over_the_machines_own_ssh() {

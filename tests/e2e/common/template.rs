@@ -46,7 +46,7 @@ pub fn initdb(account: &Account, mut initdb: Command, data: &Path) {
 }
 
 /// Gives a cluster that was never started a new system identifier: in its control file, whose checksum it follows, and at
-/// the beginning of its only WAL segment (xlp_sysid).
+/// the beginning of each WAL segment (xlp_sysid).
 fn be_another(data: &Path) {
     let control = data.join("global/pg_control");
     let mut bytes = std::fs::read(&control).unwrap();
@@ -57,11 +57,19 @@ fn be_another(data: &Path) {
     let new_sum = sum(&bytes, checksum);
     bytes[checksum..checksum + 4].copy_from_slice(&new_sum);
     overwrite(&control, 0, &bytes);
-    let segment = data.join("pg_wal/000000010000000000000001");
-    let mut there = [0; 8];
-    std::fs::File::open(&segment).unwrap().read_exact_at(&mut there, 24).unwrap();
-    assert_eq!(there, old, "{} is not of this cluster", segment.display());
-    overwrite(&segment, 24, &bytes[..8]);
+    for entry in std::fs::read_dir(data.join("pg_wal")).unwrap().flatten() {
+        let segment = entry.path();
+        if entry.file_name().len() != 24 {
+            continue;
+        }
+        let mut there = [0; 8];
+        std::fs::File::open(&segment).unwrap().read_exact_at(&mut there, 24).unwrap();
+        // One that is only prepared has nothing in it.
+        if there != [0; 8] {
+            assert_eq!(there, old, "{} is not of this cluster", segment.display());
+            overwrite(&segment, 24, &bytes[..8]);
+        }
+    }
 }
 
 /// As initdb makes it: seconds, microseconds, and in place of its process id the number of the cluster.
