@@ -187,7 +187,7 @@ fn copy_into(
                 open_streams(context, &*bulk, agent, data_directory, facts.inode, wishes, sessions).ok()
             });
             if let Some(mut faster) = faster {
-                progress.detail("what comes does not compress: OpenSSH's own client fetches it".to_owned());
+                progress.detail("what comes does not compress: OpenSSH's own client fetches it");
                 *stream = faster.remove(0);
                 streams = faster;
             }
