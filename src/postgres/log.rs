@@ -493,8 +493,9 @@ impl Decoder {
 
     /// Whether a csvlog record can begin there: nothing else is looked at beyond its line.
     fn begins_csv(&self, at: usize) -> bool {
-        let end = self.bytes.len().min(at + 40);
-        let text = String::from_utf8_lossy(&self.bytes[at..end]);
+        let start = &self.bytes[at..self.bytes.len().min(at + 40)];
+        let line = start.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let text = String::from_utf8_lossy(line);
         clock(&text).is_some_and(|(_, length)| text.get(length..).is_some_and(|rest| rest.contains(',')))
     }
 
