@@ -209,10 +209,11 @@ fence_unreached() {
 # Another follower may have received more, and with synchronous_commit somebody was told that it is there for good: the
 # target takes it from that one first.
 catch_up() {
-    local ahead="" most candidate lsn more why
-    most=$(info "$target" '.received // .lsn // ""')
-    [[ $most =~ ^[0-9A-F]+/[0-9A-F]+$ ]] || return 0
-    more=$(lsn_number "$most") most=$more
+    local ahead="" own most candidate lsn more why
+    own=$(info "$target" '.received // .lsn // ""')
+    [[ $own =~ ^[0-9A-F]+/[0-9A-F]+$ ]] || return 0
+    own=$(lsn_number "$own")
+    most=$own
     while read -r candidate lsn; do
         (($(lsn_number "$lsn") <= most)) || ahead=$candidate most=$(lsn_number "$lsn")
     done < <(with_info | jq -r --arg t "$target" --arg a "$address" '
@@ -221,7 +222,7 @@ catch_up() {
         | select(.role == "standby" and .system_id == $new.system_id and .timeline == $new.timeline and .following.primary == $a)
         | .received // "" | select(test("^[0-9A-F]+/[0-9A-F]+$")) | "\($name) \(.)"')
     [[ -n $ahead ]] || return 0
-    more=$(bytes_text $((most - more)))
+    more=$(bytes_text $((most - own)))
     say "$(label "$ahead") has received $more more than $(label "$target"), which takes that from it first..."
     if blurb_of "$ahead" | agent 120 "$target" enslave --cascade --plan repoint 2> >(steps_of "$target") >/dev/null &&
         agent 120 "$target" wait --timeout 100 </dev/null 2> >(steps_of "$target") >/dev/null; then
