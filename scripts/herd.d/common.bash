@@ -165,16 +165,16 @@ clean_up() {
 confirm_app() {
     local line answer=""
     [[ $confirmed == "$app" ]] && return
-    [[ -z $confirmed ]] || die 3 "--confirm $confirmed does not match the app $app; nothing was done"
+    [[ -z $confirmed ]] || die 3 "--confirm $confirmed does not match the app $app; $done_so_far"
     if [[ -n $json || ! -t 0 ]]; then
         for line in "${@:2}"; do [[ -n $json ]] || warn "$line"; done
-        die 3 "nothing was done: $1" "To proceed, re-run this command with --confirm $app"
+        die 3 "$done_so_far: $1" "To proceed, re-run this command with --confirm $app"
     fi
     for line in "${@:2}"; do warn "$line"; done
     warn "To proceed, type \"$app\" or re-run this command with --confirm $app"
     printf '\n> ' >&2
     read -r -t "${HERD_CONFIRM_TIMEOUT:-3600}" answer || answer=""
-    [[ $answer == "$app" ]] || die 3 "Confirmation did not match $app. Aborted; nothing was done"
+    [[ $answer == "$app" ]] || die 3 "Confirmation did not match $app. Aborted; $done_so_far"
 }
 
 # no_arguments "$@": of a command that takes none

@@ -339,6 +339,10 @@ crash() {
     dotcloud run db.3 'supervisorctl -c supervisord.conf start postgres'
     herd pg:wait blue
     [ "$(sql db.3 "SELECT to_regclass('last_words')")" = "" ]
+    said herd pg:promote blue --dry-run
+    like 'HEROKU_POSTGRESQL_BLUE_URL would first take the * from HEROKU_POSTGRESQL_A*_URL that only that one has received, and be promoted then, as its primary db.2 does not answer it
+DATABASE_URL would be HEROKU_POSTGRESQL_BLUE_URL, and the processes of shop restarted
+These would follow it: *'
     said herd pg:promote blue
     [ "$status" = 0 ]
     [[ $output == *"HEROKU_POSTGRESQL_AQUA_URL has received "*" more than HEROKU_POSTGRESQL_BLUE_URL, which takes that from it first..."* ||

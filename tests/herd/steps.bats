@@ -269,6 +269,25 @@ config_is_as_it_was() {
     [[ $err == *" !    HEROKU_POSTGRESQL_AMBER_URL could not be kept from starting again: db.0 could not be reached"* ]]
 }
 
+@test "pg:promote of a follower that cannot get what another has received wants --confirm, and says what was done" {
+    set_info db.1 '.following |= (.reachable = false | .streaming = false)'
+    set_info db.2 '.received = "0/4000800" | .following |= (.reachable = false | .streaming = false)'
+    set_info db.0 '.role = "stopped"'
+    herd pg:promote GOLD --dry-run
+    [ "$status" = 0 ]
+    [ "$(head -n 1 <<<"$out")" = "HEROKU_POSTGRESQL_GOLD_URL would first take the 2.0 kB from HEROKU_POSTGRESQL_SILVER_URL that only that one has received, and be promoted then, as its primary db.0 does not answer it" ]
+    did
+    fault run.db.1.enslave 'refuse 4 "db.2 does not answer" "is it up?"'
+    herd pg:promote GOLD
+    [ "$status" = 3 ]
+    did "db.0 fence --system-id 7710687726964584108 --successor db.1" "db.1 enslave --cascade --plan repoint"
+    [[ $err == *" !    nothing was promoted, but HEROKU_POSTGRESQL_AMBER_URL is stopped and kept from starting: HEROKU_POSTGRESQL_SILVER_URL has received 2.0 kB more than HEROKU_POSTGRESQL_GOLD_URL, which could not take that from it; herd pg:promote db.2 promotes that one"* ]]
+    [[ $err == *" !    To proceed, re-run this command with --confirm shop" ]]
+    herd pg:promote GOLD --confirm shop
+    [ "$status" = 0 ]
+    [[ $out == *"Promoting HEROKU_POSTGRESQL_GOLD_URL to DATABASE_URL... done"* ]]
+}
+
 @test "pg:promote of a follower that has missed an earlier promotion wants --confirm" {
     fault run.db.2 'exit 255'
     herd pg:promote GOLD

@@ -106,13 +106,16 @@ complete_promotion() {
 }
 
 what_would_be() {
-    local how names
+    local how names ahead="" more
     find_followers "$address" "$target"
     mapfile -t names < <(for name in ${followers[@]+"${followers[@]}"}; do label "$name"; done)
     if [[ $(info "$target" .role) == primary ]]; then
         how="is writable already"
     elif [[ $(info "$target" .following.reachable) != true ]]; then
+        find_ahead
         how="would be promoted at once, as its primary ${old:-$address} does not answer it"
+        [[ -z $ahead ]] ||
+            how="would first take the $more from $(label "$ahead") that only that one has received, and be promoted then, as its primary ${old:-$address} does not answer it"
     elif [[ -z $fence ]]; then
         how="would be promoted, and its primary ${old:-$address} goes on beside it"
     else
@@ -196,6 +199,7 @@ fence_unreached() {
     fi
     if agent "$limit" "$old" fence --system-id "$system_id" --successor "$name" </dev/null >"$work/fenced" 2>/dev/null; then
         fate=fenced
+        done_so_far="nothing was promoted, but $(label "$old") is stopped and kept from starting"
         end=$(jq -r '.end // ""' "$work/fenced")
     elif [[ -n $runs || $(jq .exit "$work/error.$old") == 3 ]]; then
         # Confirmed was that it is stopped, not that there are two; or it was stopped for somebody else
@@ -209,7 +213,27 @@ fence_unreached() {
 # Another follower may have received more, and with synchronous_commit somebody was told that it is there for good: the
 # target takes it from that one first.
 catch_up() {
-    local ahead="" own most candidate lsn more why
+    local ahead="" more why
+    find_ahead
+    [[ -n $ahead ]] || return 0
+    say "$(label "$ahead") has received $more more than $(label "$target"), which takes that from it first..."
+    if blurb_of "$ahead" | agent 120 "$target" enslave --cascade --plan repoint 2> >(steps_of "$target") >/dev/null &&
+        agent 120 "$target" wait --timeout 100 </dev/null 2> >(steps_of "$target") >/dev/null; then
+        ask_all "$target"
+        return
+    fi
+    [[ $fate == fenced ]] || done_so_far="nothing was promoted"
+    why=$(jq -r .message "$work/error.$target" 2>/dev/null || jq -r .message "$work/error.$ahead" 2>/dev/null) || why="it gives no blurb"
+    confirm_app "$(label "$ahead") has received $more more than $(label "$target"), which could not take that from it; herd pg:promote $ahead promotes that one" \
+        "$(label "$ahead") has received $more more than $(label "$target"), which could not take that from it:" \
+        "$why. Commits in it will be lost to $app;" \
+        "herd pg:promote $ahead promotes that one instead."
+}
+
+# Sets $ahead to the follower of the same primary that has received the most, if that is more than the target has, and
+# $more to how much more
+find_ahead() {
+    local own most candidate lsn
     own=$(info "$target" '.received // .lsn // ""')
     [[ $own =~ ^[0-9A-F]+/[0-9A-F]+$ ]] || return 0
     own=$(lsn_number "$own")
@@ -221,19 +245,7 @@ catch_up() {
         | .databases[] | select(.name != $t) | .name as $name | .info
         | select(.role == "standby" and .system_id == $new.system_id and .timeline == $new.timeline and .following.primary == $a)
         | .received // "" | select(test("^[0-9A-F]+/[0-9A-F]+$")) | "\($name) \(.)"')
-    [[ -n $ahead ]] || return 0
     more=$(bytes_text $((most - own)))
-    say "$(label "$ahead") has received $more more than $(label "$target"), which takes that from it first..."
-    if blurb_of "$ahead" | agent 120 "$target" enslave --cascade --plan repoint 2> >(steps_of "$target") >/dev/null &&
-        agent 120 "$target" wait --timeout 100 </dev/null 2> >(steps_of "$target") >/dev/null; then
-        ask_all "$target"
-        return
-    fi
-    why=$(jq -r .message "$work/error.$target" 2>/dev/null || jq -r .message "$work/error.$ahead" 2>/dev/null) || why="it gives no blurb"
-    confirm_app "$(label "$ahead") has received $more more than $(label "$target"), which could not take that from it; herd pg:promote $ahead promotes that one" \
-        "$(label "$ahead") has received $more more than $(label "$target"), which could not take that from it:" \
-        "$why. Commits in it will be lost to $app;" \
-        "herd pg:promote $ahead promotes that one instead."
 }
 
 # What the old primary had written last may never have come here: that is no reason to wait at three in the morning,
