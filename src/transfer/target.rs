@@ -90,6 +90,7 @@ struct Part {
 /// A larger file is split, so that the last one does not keep one stream busy while the others idle. The hashes of one
 /// part fit into a frame.
 const PART: u64 = 16 << 20;
+const SMALLEST_PART: u64 = 1 << 20;
 
 impl Work {
     /// Adds a file of the manifest.
@@ -284,6 +285,8 @@ pub fn copy(
         progress,
         seed: random(),
         next: Mutex::new(Queue { next_file: 0, begun: vec![Begun::default(); streams.len()] }),
+        streams: streams.len() as u64,
+        left: AtomicU64::new(work.bytes),
         stop: AtomicBool::new(false),
         first_error: Mutex::new(None),
         written: AtomicU64::new(0),
@@ -373,6 +376,9 @@ struct Shared<'a> {
     progress: &'a Progress,
     seed: u64,
     next: Mutex<Queue>,
+    streams: u64,
+    /// Bytes of `next`.
+    left: AtomicU64,
     stop: AtomicBool,
     first_error: Mutex<Option<Error>>,
     written: AtomicU64,
@@ -395,8 +401,7 @@ impl Shared<'_> {
         let mut own: Option<(u32, Reader)> = None;
         let mut buffer = vec![0; if self.manner.compare { BLOCK } else { 0 }];
         loop {
-            while ahead.is_empty()
-                || ahead_bytes < AHEAD_PARTS * self.manner.part() && ahead.len() < AHEAD_REQUESTS
+            while ahead.is_empty() || ahead_bytes < AHEAD_PARTS * self.part() && ahead.len() < AHEAD_REQUESTS
             {
                 let Some(part) = self.next_part(n)? else { break };
                 if part.range.length == 0 {
@@ -429,21 +434,31 @@ impl Shared<'_> {
         }
     }
 
+    /// What is asked for at once: less and less towards the end, for one stream may be several times as fast as another,
+    /// and has nothing to do while that one brings what it has asked for.
+    fn part(&self) -> u64 {
+        let share = self.left.load(Ordering::Relaxed) / (4 * self.streams);
+        self.manner.part().min(share.max(SMALLEST_PART).next_multiple_of(BLOCK as u64))
+    }
+
     /// The next part for the `n`th stream: of its file, else of a new one, else of that of which most is left.
     fn next_part(&self, n: usize) -> Result<Option<Part>> {
         let mut queue = self.next.lock().expect("no panic in a worker");
         while queue.begun[n].left.is_empty() && (queue.next_file as usize) < self.work.files() {
             let file = queue.next_file;
             queue.next_file += 1;
-            queue.begun[n] = self.begin(file)?;
+            let begun = self.begin(file)?;
+            self.left.fetch_sub(self.work.size(file) - begun.bytes(), Ordering::Relaxed);
+            queue.begun[n] = begun;
         }
         let begun = match queue.begun[n].left.is_empty() {
             false => &mut queue.begun[n],
             true => queue.begun.iter_mut().max_by_key(|begun| begun.bytes()).expect("there is a stream"),
         };
         let Some(range) = begun.left.last_mut() else { return Ok(None) };
-        let (offset, length) = (range.start, (range.end - range.start).min(self.manner.part()));
+        let (offset, length) = (range.start, (range.end - range.start).min(self.part()));
         range.start += length;
+        self.left.fetch_sub(length, Ordering::Relaxed);
         if range.is_empty() {
             begun.left.pop();
         }

@@ -124,38 +124,36 @@ fn copy_into(
         (false, _) => Err(String::new()),
     };
     let There { db, version, target, control, name, history, history_text, in_recovery, .. } = from;
-    let There { remote, agent, data_directory, facts, stream: asked, .. } = from;
-    let wishes = Wishes {
-        compression: settings.compression,
-        max_rate: rate_of_each(settings),
-        distance: asked.distance(),
-    };
+    let There { remote, agent, data_directory, facts, stream: asked, opening, .. } = from;
+    let wishes = wishes(settings, asked);
     let (version, timeline, in_recovery) = (*version, &history.timeline, *in_recovery);
 
     progress.step(format!(
         "backup of {name} begins{}",
         if in_recovery { "" } else { " (a checkpoint runs there)" }
     ));
-    let open = || {
-        open_streams(context, remote.as_ref(), agent, data_directory, facts.inode, wishes, settings.sessions)
-    };
-    let (backup, streams) = thread::scope(|scope| {
-        let opening = scope.spawn(open);
-        let begin = Instant::now();
+    let open = || open_streams(&**remote, agent, data_directory, facts.inode, wishes, settings.sessions);
+    let early = opening.take().filter(|early| early.since.elapsed() < UNANSWERED);
+    let (backup, opened) = thread::scope(|scope| {
+        let since = early.as_ref().map_or_else(Instant::now, |early| early.since);
+        let opening = scope.spawn(|| early.map_or_else(open, Opening::end));
         let backup = match held {
             Some(_) => Backup::start_passing(context, db, target),
             None => Backup::start(context, db, target, slot),
         };
         let opened = opening.join().expect("a panic has ended the program");
         // Nobody has answered sshd's keep-alives while the checkpoint ran.
-        let kept = begin.elapsed() < UNANSWERED;
+        let kept = since.elapsed() < UNANSWERED;
         (backup, if kept { Some(opened) } else { None })
     });
     let mut backup = backup?;
-    let mut streams = match streams {
-        Some(streams) => streams?,
+    let Opened { mut streams, refused } = match opened {
+        Some(opened) => opened?,
         None => open()?,
     };
+    if let Some(error) = refused {
+        progress.detail(format!("no further SSH session: {error}"));
+    }
     let mut first = streams.remove(0);
     let stream = &mut first;
     let outcome = (|| {
@@ -184,9 +182,9 @@ fn copy_into(
         if work.bytes >= WORTH_A_SAMPLE && !layout.reuse && hardly_compresses(stream, &work, settings)? {
             let faster = remote.for_bulk().and_then(|bulk| {
                 let sessions = settings.sessions;
-                open_streams(context, &*bulk, agent, data_directory, facts.inode, wishes, sessions).ok()
+                open_streams(&*bulk, agent, data_directory, facts.inode, wishes, sessions).ok()
             });
-            if let Some(mut faster) = faster {
+            if let Some(Opened { streams: mut faster, .. }) = faster {
                 progress.detail("what comes does not compress: OpenSSH's own client fetches it");
                 *stream = faster.remove(0);
                 streams = faster;
@@ -260,6 +258,8 @@ fn copy_into(
             held.disown();
         }
     }
+    // Each waits for the other side's good-bye, for which nobody else has to wait.
+    thread::spawn(move || drop((first, streams)));
     outcome
 }
 
@@ -304,38 +304,64 @@ const UNANSWERED: Duration = Duration::from_secs(10);
 /// Bytes in a second.
 const SLOWEST_STREAM: u64 = 8 << 10;
 
-/// Opens them all at the same time.
+/// The streams of a copy, which are being opened while other things are asked.
+pub struct Opening {
+    since: Instant,
+    thread: thread::JoinHandle<Result<Opened>>,
+}
+
+impl Opening {
+    /// Begins to open them.
+    pub fn begin(from: &There, settings: &Settings) -> Opening {
+        let (remote, agent, data) = (from.remote.clone(), from.agent.clone(), from.data_directory.clone());
+        let (inode, sessions, wishes) = (from.facts.inode, settings.sessions, wishes(settings, &from.stream));
+        let open = move || open_streams(&*remote, &agent, &data, inode, wishes, sessions);
+        Opening { since: Instant::now(), thread: thread::spawn(open) }
+    }
+
+    fn end(self) -> Result<Opened> {
+        self.thread.join().expect("a panic has ended the program")
+    }
+}
+
+/// Streams, one at least, and why there are not as many as were wanted.
+struct Opened {
+    streams: Vec<Stream>,
+    refused: Option<Error>,
+}
+
+fn wishes(settings: &Settings, asked: &Stream) -> Wishes {
+    Wishes { compression: settings.compression, max_rate: rate_of_each(settings), distance: asked.distance() }
+}
+
+/// Opens them all at the same time. One session does the whole work too, only slower: a server that lets in no second one
+/// (MaxStartups) is no reason to fail.
 fn open_streams(
-    context: Context,
     remote: &dyn Remote,
     agent: &str,
     data: &str,
     inode: u64,
     wishes: Wishes,
     sessions: usize,
-) -> Result<Vec<Stream>> {
+) -> Result<Opened> {
     let open = || remote.again().and_then(|remote| Stream::open(&*remote, agent, data, wishes));
-    let opened: Vec<_> = thread::scope(|scope| {
+    let all: Vec<_> = thread::scope(|scope| {
         let opening: Vec<_> = (0..sessions).map(|_| scope.spawn(open)).collect();
         opening.into_iter().map(|one| one.join().expect("a panic has ended the program")).collect()
     });
-    let (mut streams, mut refused) = (Vec::new(), None);
-    for one in opened {
+    let mut opened = Opened { streams: Vec::new(), refused: None };
+    for one in all {
         match one {
-            Ok((stream, facts)) if facts.inode == inode => streams.push(stream),
+            Ok((stream, facts)) if facts.inode == inode => opened.streams.push(stream),
             Ok(_) => return Err(Error::SourceMoved { host: remote.label().to_owned() }),
             Err(error @ Error::Interrupted) => return Err(error),
-            Err(error) => refused = Some(error),
+            Err(error) => opened.refused = Some(error),
         }
     }
-    // One session does the whole work too, only slower: a server that lets in no second one (MaxStartups) is no reason
-    // to fail.
-    match (refused, streams.is_empty()) {
-        (Some(error), true) => return Err(error),
-        (Some(error), false) => context.progress.detail(format!("no further SSH session: {error}")),
-        (None, _) => {}
+    match (opened.streams.is_empty(), opened.refused) {
+        (true, Some(error)) => Err(error),
+        (_, refused) => Ok(Opened { refused, ..opened }),
     }
-    Ok(streams)
 }
 
 /// Bytes that one session may read in a second; 0 is as many as it can. Not so few that one block takes longer than the

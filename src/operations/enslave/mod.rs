@@ -142,9 +142,28 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
     let build = preflight::programs(context, &there, options)?;
     let mut cluster = here::look(context)?;
     preflight::check_direction(context, &mut there, cluster.as_mut(), options)?;
+    let settings = copy_settings(instance, options);
+    // What a copy will take is opened while the rest is asked: a second where the source is far.
+    let open = |from: &mut There| {
+        let other = |cluster: &Cluster| cluster.control.system_id != from.system_id;
+        let copies = match options.wanted {
+            Wanted::Full | Wanted::Delta => true,
+            Wanted::Auto => cluster.as_ref().is_none_or(other),
+            Wanted::Repoint => false,
+        };
+        if copies && !options.dry_run {
+            from.opening = Some(copy::Opening::begin(from, &settings));
+        }
+    };
+    let mut other = match &options.copy_from {
+        None => {
+            open(&mut there);
+            None
+        }
+        Some(blurb) => Some(preflight::copy_from(context, &there, blurb)?),
+    };
     peers::check_source(context, &mut there.as_peer())?;
-    let mut other =
-        options.copy_from.as_ref().map(|blurb| preflight::copy_from(context, &there, blurb)).transpose()?;
+    other.iter_mut().for_each(open);
 
     let slot = instance.slot_name();
     if build.is_none()
@@ -158,13 +177,13 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
         wished.wanted = Wanted::Auto;
     }
     let (plan, relation) = decide(&mut there, cluster.as_mut(), &wished)?;
-    preflight::check_slot(context, &mut there, cluster.as_mut(), &slot)?;
+    preflight::check_slot(context, &there, cluster.as_mut(), &slot)?;
     if plan.action == Action::Repoint || instance.config_directory.is_some() {
         preflight::check_settings(context, &mut there, cluster.as_mut())?;
     }
     // With the source's own build comes what it preloads.
     if plan.action != Action::Repoint && build.is_none() {
-        preflight::check_libraries(context, &mut there)?;
+        preflight::check_libraries(context, &there)?;
     }
     let layout = match plan.action {
         Action::Full | Action::Delta => {
@@ -221,7 +240,7 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
         Some(layout) => {
             let from = other.as_mut();
             let (db, copied, kept) =
-                full(context, &mut there, from, cluster, &plan, &layout, &with, options)?;
+                full(context, &mut there, from, cluster, &plan, &layout, &with, options, &settings)?;
             report.copied = Some(copied);
             report.kept = kept;
             db
@@ -321,12 +340,12 @@ fn already_following(
 }
 
 fn decide(there: &mut There, cluster: Option<&mut Cluster>, options: &Options) -> Result<(Plan, Relation)> {
-    // Asked again: a busy primary has gone on since, and we may have received it.
-    there.end = there::end_of_wal(&mut there.db, there.in_recovery)?;
-    let theirs = there.as_seen();
     let Some(cluster) = cluster else {
         return Ok((plan::plan(&Relation::Other, Loss::NoCluster, None, options.wanted)?, Relation::Other));
     };
+    // Asked again: a busy primary has gone on since, and we may have received it.
+    there.end = there::end_of_wal(&mut there.db, there.in_recovery)?;
+    let theirs = there.as_seen();
     let relation = if cluster.version.same_major(there.version) {
         plan::relation(&cluster.ours, &theirs)
     } else {
@@ -526,6 +545,16 @@ fn wait_for_new_receiver(context: Context, db: &mut Db, before: Option<i32>) -> 
     changed.ok_or_else(|| Error::NotStreaming { limit, log: service::log_tail(context.instance) })
 }
 
+fn copy_settings(instance: &Instance, options: &Options) -> copy::Settings {
+    copy::Settings {
+        sessions: options.ssh_sessions.unwrap_or(instance.ssh_sessions),
+        compression: options.compression,
+        max_rate: options.max_rate,
+        verify: !options.no_verify_checksums,
+        paranoid: options.paranoid,
+    }
+}
+
 #[allow(clippy::too_many_arguments)]
 fn full(
     context: Context,
@@ -536,6 +565,7 @@ fn full(
     layout: &place::Layout,
     with: &Standby,
     options: &Options,
+    settings: &copy::Settings,
 ) -> Result<(Db, Copied, Option<PathBuf>)> {
     let instance = context.instance;
     let was_running = instance.running().is_some();
@@ -546,13 +576,6 @@ fn full(
     if !(layout.reuse && matches!(layout.place, place::Place::Beside(_))) {
         place::tidy(context, &layout.data)?;
     }
-    let settings = copy::Settings {
-        sessions: options.ssh_sessions.unwrap_or(instance.ssh_sessions),
-        compression: options.compression,
-        max_rate: options.max_rate,
-        verify: !options.no_verify_checksums,
-        paranoid: options.paranoid,
-    };
     let restart = |error: Error| {
         // Its control file is the first to go.
         if was_running && marker::has_control(&layout.data) && instance.running().is_none() {
@@ -563,7 +586,7 @@ fn full(
         }
         error
     };
-    let mut copied = copy::run(context, there, from, layout, &settings, with.slot).map_err(restart)?;
+    let mut copied = copy::run(context, there, from, layout, settings, with.slot).map_err(restart)?;
     let kept = place::put_in_place(context, layout, plan, &there.target)
         .map_err(|error| if place::is_pending(layout) { restart(error) } else { error })?;
     copied.durable_seconds = with.since.elapsed().as_secs_f64();

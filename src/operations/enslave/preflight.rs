@@ -5,7 +5,7 @@ use super::super::Context;
 use super::super::build_version::{share, switch};
 use super::Options;
 use super::here::Cluster;
-use super::there::{self, There};
+use super::there::{self, Preloads, There};
 use crate::blurb::Blurb;
 use crate::builds::{self, Build};
 use crate::error::{Error, Result};
@@ -102,16 +102,11 @@ fn check_block_size(there: &There, postgres: &Path) -> Result<()> {
 
 /// The libraries that the copied settings preload have to be among the programs here: without one of them the
 /// server does not start.
-pub fn check_libraries(context: Context, there: &mut There) -> Result<()> {
+pub fn check_libraries(context: Context, there: &There) -> Result<()> {
     let instance = context.instance;
-    let row = there.db.row(
-        "SELECT setting, coalesce(sourcefile, ''), current_setting('dynamic_library_path') \
-         FROM pg_settings WHERE name = 'shared_preload_libraries'",
-        &[],
-    )?;
-    let (setting, file, path): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+    let Preloads { setting, file, path } = &there.preloads;
     // Only what stands in PGDATA is copied; and of that, a server whose settings are elsewhere reads but one file.
-    let copied = Path::new(&file).starts_with(&there.data_directory)
+    let copied = Path::new(file).starts_with(&there.data_directory)
         && (instance.config_directory.is_none() || file.ends_with("/postgresql.auto.conf"));
     let postgres = instance.program("postgres")?;
     let postgres = postgres.canonicalize().unwrap_or(postgres);
@@ -120,7 +115,7 @@ pub fn check_libraries(context: Context, there: &mut There) -> Result<()> {
     let directories = ["lib/postgresql", "lib"].map(|name| prefix.join(name));
     let directory = directories.into_iter().find(|directory| directory.join("plpgsql.so").exists());
     let Some(directory) = directory.filter(|_| copied && path == "$libdir") else { return Ok(()) };
-    for library in preloaded_libraries(&setting) {
+    for library in preloaded_libraries(setting) {
         let name = library.trim_start_matches("$libdir/").trim_end_matches(".so");
         // An absolute path replaces the directory.
         if !directory.join(format!("{name}.so")).exists() {
@@ -168,18 +163,10 @@ pub fn check_direction(
 }
 
 /// Our slot's name must not be in somebody else's use.
-pub fn check_slot(
-    context: Context,
-    there: &mut There,
-    cluster: Option<&mut Cluster>,
-    slot: &str,
-) -> Result<()> {
-    if !there.version.has_replication_slots() {
+pub fn check_slot(context: Context, there: &There, cluster: Option<&mut Cluster>, slot: &str) -> Result<()> {
+    if !there.slot_is_active {
         return Ok(());
     }
-    let active: i64 = there
-        .db
-        .value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active", &[&slot])?;
     // Held by ourselves, as a standby that has this slot in its settings: that ends with the restart.
     let ours = match cluster {
         None => false,
@@ -196,7 +183,7 @@ pub fn check_slot(
                 })
         }
     };
-    if active > 0 && !ours { Err(Error::SlotInUse { slot: slot.to_owned() }) } else { Ok(()) }
+    if !ours { Err(Error::SlotInUse { slot: slot.to_owned() }) } else { Ok(()) }
 }
 
 /// Settings that must not be lower here than on the source, where this instance keeps its own.

@@ -83,8 +83,7 @@ impl Backup<'_> {
             end_own_exclusive_backup(db, &label)?;
         }
         // The backup's start waits for a checkpoint, which takes as long as the disks need.
-        db.run("SET statement_timeout = '1h'")?;
-        may_sit_idle(db)?;
+        db.run(&format!("SET statement_timeout = '1h'; {MAY_SIT_IDLE}"))?;
         let slot = reserve(db)?;
         let held = Held { db, slot, target: target.clone(), progress: context.progress };
         let mut backup = Backup { held, calls, running: true, begin: None };
@@ -138,7 +137,7 @@ impl Held<'_> {
         target: &Target,
         slot: &str,
     ) -> Result<Held<'a>> {
-        may_sit_idle(db)?;
+        db.run(MAY_SIT_IDLE)?;
         let slot = reserve(db, slot)?;
         Ok(Held { db, slot, target: target.clone(), progress: context.progress })
     }
@@ -215,9 +214,12 @@ impl Held<'_> {
 
 impl Drop for Backup<'_> {
     fn drop(&mut self) {
+        if !self.running {
+            return;
+        }
         let (alive, is_another) = self.held.revive();
         // A backup of the newer kind ends with its session, but ours may live on for a while.
-        if alive && self.running && (self.calls.exclusive || !is_another) {
+        if alive && (self.calls.exclusive || !is_another) {
             let _ = self.held.db.rows(self.calls.stop, &[]);
         }
     }
@@ -225,6 +227,10 @@ impl Drop for Backup<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
+        let ends_well = matches!(self.slot, Slot::None | Slot::Passing | Slot::Permanent { keep: true, .. });
+        if ends_well && self.db.run(USUAL_LIMIT).is_ok() {
+            return;
+        }
         if !self.revive().0 {
             return;
         }
@@ -233,15 +239,16 @@ impl Drop for Held<'_> {
             Slot::Temporary { temporary, .. } => drop(standby::drop_slot_in_session(self.db, temporary)),
             _ => {}
         }
-        let _ = self.db.run("SET statement_timeout = '60s'");
+        let _ = self.db.run(USUAL_LIMIT);
     }
 }
 
+/// As [`Db::connect`] sets it.
+const USUAL_LIMIT: &str = "SET statement_timeout = '60s'";
+
 /// The session does nothing for the whole copy; without it there is no backup and no slot.
-fn may_sit_idle(db: &mut Db) -> Result<()> {
-    let sql = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'";
-    db.rows(sql, &[]).map(drop)
-}
+const MAY_SIT_IDLE: &str =
+    "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'";
 
 /// In exclusive mode our own crash leaves the primary in backup mode: end it, if it is ours.
 fn end_own_exclusive_backup(db: &mut Db, label: &str) -> Result<()> {
@@ -261,15 +268,15 @@ fn reserve(db: &mut Db, slot: &str) -> Result<Slot> {
     if !version.has_replication_slots() {
         return Ok(Slot::None);
     }
-    let in_use: i64 =
-        db.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active", &[&slot])?;
-    if in_use > 0 {
+    let row = db.row(
+        "SELECT coalesce(bool_or(active AND slot_name = $1), false), \
+                current_setting('max_replication_slots')::bigint - count(*) FROM pg_replication_slots",
+        &[&slot],
+    )?;
+    let (in_use, free): (bool, i64) = (row.get(0), row.get(1));
+    if in_use {
         return Err(Error::SlotInUse { slot: slot.to_owned() });
     }
-    let free: i64 = db.value(
-        "SELECT current_setting('max_replication_slots')::bigint - count(*) FROM pg_replication_slots",
-        &[],
-    )?;
     if version.copies_slots() && free >= 2 {
         let mut temporary = format!("{slot}_tmp{}", std::process::id());
         if temporary.len() > 63 {

@@ -4,6 +4,7 @@
 use super::super::Context;
 use super::super::peers::Source;
 use super::super::standby::positions;
+use super::copy::Opening;
 use super::plan::{Ours, Theirs};
 use crate::agent;
 use crate::blurb::Blurb;
@@ -22,6 +23,7 @@ use base64::Engine;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 
 /// Bytes of WAL that are compared: more than any record that all clusters write alike.
@@ -36,11 +38,13 @@ pub struct There {
     /// SQL to it.
     pub db: Db,
     /// SSH to it.
-    pub remote: Box<dyn Remote>,
+    pub remote: Arc<dyn Remote>,
     /// The shell word that runs the agent there.
     pub agent: String,
     /// The first stream of the transfer.
     pub stream: Stream,
+    /// The streams that a copy will take, if it is sure to come.
+    pub opening: Option<Opening>,
     /// What the agent there says of the data directory.
     pub facts: FactsAnswer,
     /// Its version.
@@ -59,6 +63,21 @@ pub struct There {
     pub history_text: Option<String>,
     /// The end of its WAL when it was asked.
     pub end: Lsn,
+    /// Somebody streams through the slot that will be ours.
+    pub slot_is_active: bool,
+    /// What it preloads.
+    pub preloads: Preloads,
+}
+
+/// The libraries that a server preloads.
+#[derive(Debug)]
+pub struct Preloads {
+    /// `shared_preload_libraries`.
+    pub setting: String,
+    /// The file that says so; empty when none does.
+    pub file: String,
+    /// `dynamic_library_path`.
+    pub path: String,
 }
 
 /// The SQL address of a blurb, completed from this instance: where the blurb names no role or no
@@ -108,12 +127,13 @@ pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<
     let (ssh, sql, replication) = thread::scope(|scope| {
         let sql = scope.spawn(|| ask_server(&target, &name, &slot));
         let replication = scope.spawn(|| sql::check_replication(&target));
-        let ssh = connect_ssh(context, blurb, pinned).and_then(|ssh| Ok((agent::look(&*ssh)?, ssh)));
+        let ssh =
+            connect_ssh(context, blurb, pinned).and_then(|ssh| Ok((agent::look(&*ssh)?, Arc::from(ssh))));
         let panicked = "a panic has ended the program";
         (ssh, sql.join().expect(panicked), replication.join().expect(panicked))
     });
-    let (found, ssh) = ssh?;
-    let Asked { db, in_recovery, data_directory, end } = sql?;
+    let (found, ssh): (_, Arc<dyn Remote>) = ssh?;
+    let Asked { db, in_recovery, data_directory, end, slot_is_active, preloads } = sql?;
     let version = db.version;
     let (replication_id, timeline) = replication?;
     let agent = agent::ensured(&*ssh, found, context.progress)?;
@@ -136,12 +156,15 @@ pub fn reach(context: Context, blurb: &Blurb, pinned: Option<String>) -> Result<
         in_recovery,
         agent,
         stream,
+        opening: None,
         facts,
         control,
         version,
         history,
         history_text,
         end,
+        slot_is_active,
+        preloads,
         db,
         remote: ssh,
     })
@@ -153,8 +176,11 @@ struct Asked {
     in_recovery: bool,
     data_directory: String,
     end: Lsn,
+    slot_is_active: bool,
+    preloads: Preloads,
 }
 
+/// Also what is looked at much later: meanwhile SSH is being connected, and nobody waits for these answers.
 fn ask_server(target: &Target, name: &str, slot: &str) -> Result<Asked> {
     let mut db = Db::connect(target)?;
     check_version(db.version, name)?;
@@ -171,8 +197,19 @@ fn ask_server(target: &Target, name: &str, slot: &str) -> Result<Asked> {
         return Err(Error::NotSuperuser { user: target.user.clone(), at: name.to_owned() });
     };
     check_feeds_standbys(&mut db, name, slot)?;
+    let active = match db.version.has_replication_slots() {
+        true => "(SELECT count(*) > 0 FROM pg_replication_slots WHERE slot_name = $1 AND active)",
+        false => "$1::text IS NULL",
+    };
+    let sql = format!(
+        "SELECT {active}, setting, coalesce(sourcefile, ''), current_setting('dynamic_library_path') \
+         FROM pg_settings WHERE name = 'shared_preload_libraries'"
+    );
+    let row = db.row(&sql, &[&slot])?;
+    let slot_is_active = row.get(0);
+    let preloads = Preloads { setting: row.get(1), file: row.get(2), path: row.get(3) };
     let end = end_of_wal(&mut db, in_recovery)?;
-    Ok(Asked { db, in_recovery, data_directory, end })
+    Ok(Asked { db, in_recovery, data_directory, end, slot_is_active, preloads })
 }
 
 /// The end of the WAL of a server: what a primary has flushed, what a standby has received or replayed.
