@@ -74,10 +74,12 @@ fn a_supervisord_that_is_killed() {
             false => assert!(host.is_standby(), "a copy was started as a primary"),
         });
 
-        let _again = Supervisor::start(&standby);
+        let mut supervisor = Supervisor::start(&standby);
         command.again();
         follows(&primary, &standby, journal);
         primary_is_clean(&primary, &[SLOT]);
+        // Before its server, which it would start again.
+        supervisor.kill();
         standby.stop_at_once();
     }
 }
