@@ -89,16 +89,6 @@ full() {
     done
 }
 
-# Spread over all: pages that are some 1 % to 2 % of all.
-change() {
-    if [ "$noise" = 0 ]; then
-        psql -c "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid % 6000 = $1" postgres
-    else
-        psql -c "UPDATE noise SET bytes = bytes(id) WHERE id % 100 = $1" postgres
-    fi
-    psql -c CHECKPOINT postgres
-}
-
 delta() {
     local round
     rm -rf "$work/b/data"

@@ -142,3 +142,13 @@ SQL
     fi
     psql -c CHECKPOINT postgres
 } >"$work/setup" 2>&1 || { cat "$work/setup" >&2 && exit 1; }
+
+# Spread over all: pages that are some 1 % to 2 % of all.
+change() {
+    if [ "$noise" = 0 ]; then
+        psql -c "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid % 6000 = $1" postgres
+    else
+        psql -c "UPDATE noise SET bytes = bytes(id) WHERE id % 100 = $1" postgres
+    fi
+    psql -c CHECKPOINT postgres
+}
