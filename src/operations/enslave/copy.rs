@@ -13,6 +13,7 @@ use super::marker::{self, MARKER, Mark, remove_copy};
 use super::place::{LOST_AND_FOUND, Layout, Place, list, mark, outside};
 use super::reuse::Manifest;
 use super::session::{Backup, Held};
+use super::streams::{Opened, Opening, Way};
 use super::there::There;
 use crate::durable::{self, Context as _, FileSystems};
 use crate::error::{Error, Result};
@@ -28,7 +29,6 @@ use crate::process;
 use crate::progress::{Progress, bytes_text};
 use crate::settings::Origin;
 use crate::sql::Target;
-use crate::ssh::Remote;
 use crate::transfer::protocol::Compression;
 use crate::transfer::protocol::{Entry, EntryKind, List};
 use crate::transfer::stream::{Stream, Wishes};
@@ -38,7 +38,7 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How the operator wants it.
 pub struct Settings {
@@ -123,34 +123,22 @@ fn copy_into(
         (true, true) => Err("that was asked for".into()),
         (false, _) => Err(String::new()),
     };
-    let There { db, version, target, control, name, history, history_text, in_recovery, .. } = from;
-    let There { remote, agent, data_directory, facts, stream: asked, opening, .. } = from;
-    let wishes = wishes(settings, asked);
+    let way = way(from, settings);
+    let There { db, version, target, control, name, history, history_text, in_recovery, opening, .. } = from;
     let (version, timeline, in_recovery) = (*version, &history.timeline, *in_recovery);
 
     progress.step(format!(
         "backup of {name} begins{}",
         if in_recovery { "" } else { " (a checkpoint runs there)" }
     ));
-    let open = || open_streams(&**remote, agent, data_directory, facts.inode, wishes, settings.sessions);
-    let early = opening.take().filter(|early| early.since.elapsed() < UNANSWERED);
-    let (backup, opened) = thread::scope(|scope| {
-        let since = early.as_ref().map_or_else(Instant::now, |early| early.since);
-        let opening = scope.spawn(|| early.map_or_else(open, Opening::end));
-        let backup = match held {
-            Some(_) => Backup::start_passing(context, db, target),
-            None => Backup::start(context, db, target, slot),
-        };
-        let opened = opening.join().expect("a panic has ended the program");
-        // Nobody has answered sshd's keep-alives while the checkpoint ran.
-        let kept = since.elapsed() < UNANSWERED;
-        (backup, if kept { Some(opened) } else { None })
-    });
-    let mut backup = backup?;
-    let Opened { mut streams, refused } = match opened {
-        Some(opened) => opened?,
-        None => open()?,
-    };
+    let opening = opening.take().filter(Opening::is_fresh).unwrap_or_else(|| Opening::begin(way.clone()));
+    let mut backup = match held {
+        Some(_) => Backup::start_passing(context, db, target),
+        None => Backup::start(context, db, target, slot),
+    }?;
+    // The checkpoint may have taken its time.
+    let opened = if opening.is_fresh() { opening.end() } else { way.open() };
+    let Opened { mut streams, refused } = opened?;
     if let Some(error) = refused {
         progress.detail(format!("no further SSH session: {error}"));
     }
@@ -180,10 +168,7 @@ fn copy_into(
         let work = take_manifest(stream, root, &roots, layout, version, &own_directory)?;
         boundary("copy.listed");
         if work.bytes >= WORTH_A_SAMPLE && !layout.reuse && hardly_compresses(stream, &work, settings)? {
-            let faster = remote.for_bulk().and_then(|bulk| {
-                let sessions = settings.sessions;
-                open_streams(&*bulk, agent, data_directory, facts.inode, wishes, sessions).ok()
-            });
+            let faster = way.remote.for_bulk().and_then(|bulk| way.over(bulk).open().ok());
             if let Some(Opened { streams: mut faster, .. }) = faster {
                 progress.detail("what comes does not compress: OpenSSH's own client fetches it");
                 *stream = faster.remove(0);
@@ -298,69 +283,22 @@ fn wait_for_wal(
     })
 }
 
-/// sshd gives a session up that is silent for longer than it was told, seldom less than this.
-const UNANSWERED: Duration = Duration::from_secs(10);
-
 /// Bytes in a second.
 const SLOWEST_STREAM: u64 = 8 << 10;
 
-/// The streams of a copy, which are being opened while other things are asked.
-pub struct Opening {
-    since: Instant,
-    thread: thread::JoinHandle<Result<Opened>>,
-}
-
-impl Opening {
-    /// Begins to open them.
-    pub fn begin(from: &There, settings: &Settings) -> Opening {
-        let (remote, agent, data) = (from.remote.clone(), from.agent.clone(), from.data_directory.clone());
-        let (inode, sessions, wishes) = (from.facts.inode, settings.sessions, wishes(settings, &from.stream));
-        let open = move || open_streams(&*remote, &agent, &data, inode, wishes, sessions);
-        Opening { since: Instant::now(), thread: thread::spawn(open) }
-    }
-
-    fn end(self) -> Result<Opened> {
-        self.thread.join().expect("a panic has ended the program")
-    }
-}
-
-/// Streams, one at least, and why there are not as many as were wanted.
-struct Opened {
-    streams: Vec<Stream>,
-    refused: Option<Error>,
-}
-
-fn wishes(settings: &Settings, asked: &Stream) -> Wishes {
-    Wishes { compression: settings.compression, max_rate: rate_of_each(settings), distance: asked.distance() }
-}
-
-/// Opens them all at the same time. One session does the whole work too, only slower: a server that lets in no second one
-/// (MaxStartups) is no reason to fail.
-fn open_streams(
-    remote: &dyn Remote,
-    agent: &str,
-    data: &str,
-    inode: u64,
-    wishes: Wishes,
-    sessions: usize,
-) -> Result<Opened> {
-    let open = || remote.again().and_then(|remote| Stream::open(&*remote, agent, data, wishes));
-    let all: Vec<_> = thread::scope(|scope| {
-        let opening: Vec<_> = (0..sessions).map(|_| scope.spawn(open)).collect();
-        opening.into_iter().map(|one| one.join().expect("a panic has ended the program")).collect()
-    });
-    let mut opened = Opened { streams: Vec::new(), refused: None };
-    for one in all {
-        match one {
-            Ok((stream, facts)) if facts.inode == inode => opened.streams.push(stream),
-            Ok(_) => return Err(Error::SourceMoved { host: remote.label().to_owned() }),
-            Err(error @ Error::Interrupted) => return Err(error),
-            Err(error) => opened.refused = Some(error),
-        }
-    }
-    match (opened.streams.is_empty(), opened.refused) {
-        (true, Some(error)) => Err(error),
-        (_, refused) => Ok(Opened { refused, ..opened }),
+/// How the streams of a copy are opened.
+pub fn way(from: &There, settings: &Settings) -> Way {
+    Way {
+        remote: from.remote.clone(),
+        agent: from.agent.clone(),
+        data: from.data_directory.clone(),
+        inode: from.facts.inode,
+        wishes: Wishes {
+            compression: settings.compression,
+            max_rate: rate_of_each(settings),
+            distance: from.stream.distance(),
+        },
+        sessions: settings.sessions,
     }
 }
 

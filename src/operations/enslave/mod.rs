@@ -10,6 +10,7 @@ pub mod plan;
 pub mod preflight;
 pub mod reuse;
 pub mod session;
+pub mod streams;
 pub mod there;
 
 use super::build_version::switch;
@@ -35,6 +36,7 @@ use serde::Serialize;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
+use streams::Opening;
 use there::There;
 
 /// What the operator asked for.
@@ -152,7 +154,7 @@ pub fn follow(context: Context, blurb: &Blurb, options: &Options) -> Result<Foll
             Wanted::Repoint => false,
         };
         if copies && !options.dry_run {
-            from.opening = Some(copy::Opening::begin(from, &settings));
+            from.opening = Some(Opening::begin(copy::way(from, &settings)));
         }
     };
     let mut other = match &options.copy_from {

@@ -4,8 +4,8 @@
 use super::super::Context;
 use super::super::peers::Source;
 use super::super::standby::positions;
-use super::copy::Opening;
 use super::plan::{Ours, Theirs};
+use super::streams::Opening;
 use crate::agent;
 use crate::blurb::Blurb;
 use crate::error::{Error, Result};
