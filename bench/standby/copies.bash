@@ -94,7 +94,7 @@ delta() {
     rm -rf "$work/b/data"
     here "$work/b/bin/pgmahout" --quiet enslave --info "$work/blurb" >/dev/null && stop_standby && forget
     here cp -a "$work/b/data" "$work/b/base"
-    change 1
+    change_pages 1
     backrest_backup incr >"$work/backrest.log" 2>&1 || { cat "$work/backrest.log" >&2 && exit 1; }
     anew() { rm -rf "$work/b/data" && here cp -a "$work/b/base" "$work/b/data"; }
     for ((round = 0; round < runs; round++)); do

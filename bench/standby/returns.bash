@@ -15,7 +15,7 @@ part() {
     here "$pg/pg_ctl" -D "$work/b/base" -o "-p $((port + 1))" -l "$work/b/log" -w -s start
     here_psql -c "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid % 6000 = 2" postgres
     here "$pg/pg_ctl" -D "$work/b/base" -m fast -w -s stop
-    change 1
+    change_pages 1
 }
 
 old_primary() {

@@ -144,7 +144,7 @@ SQL
 } >"$work/setup" 2>&1 || { cat "$work/setup" >&2 && exit 1; }
 
 # Spread over all: pages that are some 1 % to 2 % of all.
-change() {
+change_pages() {
     if [ "$noise" = 0 ]; then
         psql -c "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid % 6000 = $1" postgres
     else
