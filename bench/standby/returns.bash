@@ -92,6 +92,8 @@ promote() {
 # Transactions in a second of a pgbench on the primary: alone, after a checkpoint (from which on every page goes into the
 # WAL as a whole once, in every base backup), and while a copy is made
 rate() { there "$pg/pgbench" -h "$work/a" -p "$port" -U postgres -n -c 4 -T 10 postgres 2>/dev/null | awk '/^tps/ { print $3 }'; }
+max_rate=100M
+[ -z "$link" ] || max_rate=$(($(numfmt --from=si "$(tr kmg KMG <<<"${link%%bit*}")") / 16000))k
 load() {
     local round tps
     for ((round = 0; round < runs; round++)); do
@@ -99,7 +101,7 @@ load() {
         psql -c CHECKPOINT postgres
         rate >>"$work/tps.checkpoint"
         rm -rf "$work/b/data"
-        here "$work/b/bin/pgmahout" --quiet enslave --info "$work/blurb" --max-rate 100M >/dev/null &
+        here "$work/b/bin/pgmahout" --quiet enslave --info "$work/blurb" --max-rate "$max_rate" >/dev/null &
         sleep 1
         tps=$(rate)
         kill -0 $! 2>/dev/null || echo "the copy was over before pgbench was" >&2

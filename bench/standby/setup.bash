@@ -3,6 +3,16 @@
 
 pg=/usr/lib/postgresql/15/bin
 work=$(mktemp -d "${TMPDIR:-/tmp}/pgmahout-bench.XXXXXX")
+disk=''
+if [ -n "$memory" ]; then
+    [ "$(id -u)" = 0 ] || { echo "--memory mounts a file system: run it as root" >&2 && exit 1; }
+    disk=$(mktemp /dev/shm/pgmahout-bench.XXXXXX)
+    truncate -s $((1 + (scale * 15 + noise) * 5 / 1000))G "$disk"
+    mkfs.ext4 -q -m 0 -E lazy_itable_init=0,lazy_journal_init=0 "$disk"
+    mount -o loop "$disk" "$work" || { rm -f "$disk" && exit 1; }
+    # What it has is memory once: the file, not the pages of it that the loop device would keep too.
+    losetup --direct-io=on "$(findmnt -no SOURCE "$work")"
+fi
 as=()
 if [ "$(id -u)" = 0 ]; then
     # PostgreSQL does not run as root.
@@ -23,6 +33,10 @@ cleanup() {
     if pid=$(cat "$work/sshd.pid" 2>/dev/null); then kill "$pid" 2>/dev/null || true; fi
     [ ${#lines[@]} = 0 ] || kill "${lines[@]}" 2>/dev/null || true
     [ -z "$link" ] || { ip netns del "$(side_of a)" && ip netns del "$(side_of b)"; } 2>/dev/null || true
+    if [ -n "$disk" ]; then
+        umount "$work" 2>/dev/null || { sleep 1 && umount -l "$work"; }
+        rm -f "$disk"
+    fi
     rm -rf "$work"
 }
 trap cleanup EXIT

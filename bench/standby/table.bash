@@ -13,7 +13,7 @@ heading() {
     local data="pgbench's tables"
     [ "$noise" = 0 ] || data=noise
     [ "$files" = 0 ] || data="$data and $files empty files"
-    echo "$(du -sm --apparent-size --exclude=pg_wal "$work/a/data" | cut -f1) MB of $data, $(nproc) processors, ${link:-loopback}," \
+    echo "$(du -sm --apparent-size --exclude=pg_wal "$work/a/data" | cut -f1) MB of $data, $(nproc) processors, ${link:-loopback}${memory:+, a disk in memory}," \
         "medians of $runs, PostgreSQL $("$pg/postgres" --version | grep -o '[0-9.]*' | head -n 1)"
     echo
 }
@@ -31,8 +31,8 @@ returned() {
         "the server's start; $(against comes-back comes-back-paranoid) of comparing everything."
     echo "- Interrupted at 90 % and run again: $(against interrupted full) of a full copy."
     echo "- From the command to the first write: $(against promote pg_promote) of pg_promote()."
-    awk -v a="$(median <"$work/tps.alone")" -v b="$(median <"$work/tps.limited")" -v c="$(median <"$work/tps.checkpoint")" 'BEGIN {
-        printf "- pgbench on the primary, %.0f transactions per second alone: %.0f %% during a copy with --max-rate 100M (%.0f);", a, b / a * 100, b
+    awk -v a="$(median <"$work/tps.alone")" -v b="$(median <"$work/tps.limited")" -v c="$(median <"$work/tps.checkpoint")" -v r="$max_rate" 'BEGIN {
+        printf "- pgbench on the primary, %.0f transactions per second alone: %.0f %% during a copy with --max-rate %s (%.0f);", a, b / a * 100, r, b
         printf " %.0f %% after a checkpoint as every base backup begins with, without a copy (%.0f).\n", c / a * 100, c
     }'
 }
@@ -77,7 +77,7 @@ tell() {
     mark="$([ "$noise" = 0 ] && echo pgbench || echo noise)"
     [ "$files" = 0 ] || mark="$files files"
     [ -z "$returns" ] || mark=returns
-    mark="$mark ${link:-loopback}"
+    mark="$mark ${link:-loopback}${memory:+ memory}"
     picture="performance-${mark//[ ,]/-}.svg"
     { if [ -n "$returns" ]; then returned; else copied; fi; } | tee "$work/table"
     [ -n "$write" ] || return 0
