@@ -6,6 +6,7 @@ use crate::fault::boundary;
 use crate::instance::Instance;
 use crate::layout::{self, Debian, Service};
 use crate::process;
+use std::collections::HashSet;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -123,23 +124,41 @@ fn supervisorctl(instance: &Instance, action: &str, limit: Duration) -> Result<(
 /// found, and the disk that it needs and that is full (a server whose log is on that disk cannot even say so).
 pub fn log_tail(instance: &Instance) -> Option<String> {
     let log = log_file(instance).and_then(|file| {
-        let text = String::from_utf8_lossy(&read_end(&file, 8192)?).into_owned();
-        let lines: Vec<_> = text.lines().collect();
-        let last = lines[lines.len().saturating_sub(12)..].join("\n");
-        Some(format!("the end of {}:\n{last}", file.display()))
+        let text = String::from_utf8_lossy(&read_end(&file, 1 << 20)?).into_owned();
+        Some(format!("the end of {}:\n{}", file.display(), last_messages(&text, 12).join("\n")))
     });
     let said: Vec<_> = full_disk(instance).into_iter().chain(log).collect();
     (!said.is_empty()).then(|| said.join("\n"))
 }
 
-/// The first of PGDATA and its WAL directory that has no room for so much as one page.
+/// The last lines of a log, of those that say the same only the last one: a server that is not ready says so to everybody
+/// who asks, us too, and for minutes nothing else would stand there. What `log_line_prefix` puts before a message ends
+/// with the severity, whatever the language.
+fn last_messages(log: &str, count: usize) -> Vec<&str> {
+    let mut said = HashSet::new();
+    let message = |line: &'_ str| line.split_once(":  ").map_or(line, |(_, message)| message).to_owned();
+    let mut lines: Vec<_> = log.lines().rev().filter(|line| said.insert(message(line))).take(count).collect();
+    lines.reverse();
+    lines
+}
+
+/// The first of PGDATA and its WAL directory that has no room for the next segment of WAL (of the usual size): without it
+/// a standby takes no more from its primary, and says so once at most.
 fn full_disk(instance: &Instance) -> Option<String> {
     let data = instance.data_directory().ok()?;
     [data.join("pg_wal"), data].iter().find_map(|directory| {
         let left = durable::available_space(directory).ok()?;
-        (left < 8192).then(|| format!("No space left on device: {} has {left} bytes", directory.display()))
+        (left < SEGMENT).then(|| {
+            format!(
+                "No space left on device: {} has {} kB, and WAL needs more",
+                directory.display(),
+                left / 1000
+            )
+        })
     })
 }
+
+const SEGMENT: u64 = 16 << 20;
 
 /// Where the manager puts the server's stderr, if there is such a file.
 pub fn log_file(instance: &Instance) -> Option<PathBuf> {
@@ -185,4 +204,29 @@ fn read_end(path: &Path, bytes: u64) -> Option<Vec<u8>> {
     let mut buffer = Vec::new();
     file.take(bytes).read_to_end(&mut buffer).ok()?;
     Some(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_repeats_itself_does_not_hide_what_it_said_before() {
+        let mut log = String::from(
+            "2026-01-01 10:00:00.001 UTC [7] FATAL:  could not write to file \"pg_wal/xlogtemp.7\": No space left on device\n",
+        );
+        for second in 10..40 {
+            log += &format!(
+                "2026-01-01 10:00:{second}.411 UTC [{second}] FATAL:  the database system is starting up\n"
+            );
+            log += &format!(
+                "2026-01-01 10:00:{second}.411 UTC [{second}] DETAIL:  Consistent recovery state.\n"
+            );
+        }
+        let last = last_messages(&log, 12);
+        assert_eq!(last.len(), 3, "{last:?}");
+        assert!(last[0].contains("No space left"), "{last:?}");
+        assert!(last[1].contains("10:00:39.411 UTC [39] FATAL") && last[2].contains("DETAIL"), "{last:?}");
+        assert_eq!(last_messages(&log, 1), &last[2..]);
+    }
 }

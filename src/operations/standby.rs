@@ -179,6 +179,10 @@ fn end_first_start(db: &mut Db, data: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A server that is not ready so soon is asked seldom from then on.
+const SOON: Duration = Duration::from_secs(5);
+const SELDOM: Duration = Duration::from_secs(1);
+
 /// Waits until the server accepts connections; an error as soon as it has gone away.
 pub fn connect_when_ready(context: Context, limit: Duration) -> Result<Db> {
     let instance = context.instance;
@@ -187,6 +191,8 @@ pub fn connect_when_ready(context: Context, limit: Duration) -> Result<Db> {
     // A standby first replays to a consistent state, which takes as long as the copy's WAL is: the limit
     // holds for the time without progress.
     let mut progress = (replay_state(instance), Instant::now());
+    // The server logs each attempt.
+    let (begin, mut tried) = (Instant::now(), None::<Instant>);
     let connected = process::wait_for(Duration::from_secs(7 * 86_400), || {
         // supervisor restarts a server that dies: look more than once.
         absent = if instance.running().is_some() { 0 } else { absent + 1 };
@@ -196,6 +202,11 @@ pub fn connect_when_ready(context: Context, limit: Duration) -> Result<Db> {
                 log: service::log_tail(instance),
             });
         }
+        let lately = |at: Instant| at - begin > SOON && at.elapsed() < SELDOM;
+        if tried.is_some_and(lately) {
+            return Ok(None);
+        }
+        tried = Some(Instant::now());
         match Db::connect(&Target::local(instance)?) {
             Ok(db) => Ok(Some(db)),
             Err(error @ (Error::SqlPassword { .. } | Error::SqlRefused { .. })) => Err(error),
