@@ -920,7 +920,7 @@ impl Error {
             Error::SqlUnreachable { at, why } => (
                 Unreachable,
                 format!("could not connect to PostgreSQL of {at}: {why}"),
-                "is the server running, and is its port open from here?",
+                "is the address right, is the server running, and is its port open from here?",
             ),
             Error::SqlSilent { at, limit } => (
                 Unreachable,
@@ -1006,7 +1006,7 @@ impl Error {
             Error::SshUnreachable { host, why } => (
                 Unreachable,
                 format!("could not connect to {host} by SSH: {why}"),
-                "is sshd running there, and is its port open from here?",
+                "is the address right, is sshd running there, and is its port open from here?",
             ),
             Error::SshAuthentication { host, user, tried } => (
                 Unreachable,

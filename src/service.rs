@@ -134,7 +134,7 @@ pub fn log_tail(instance: &Instance) -> Option<String> {
 /// The last lines of a log, of those that say the same only the last one: a server that is not ready says so to everybody
 /// who asks, us too, and for minutes nothing else would stand there. What `log_line_prefix` puts before a message ends
 /// with the severity, whatever the language.
-fn last_messages(log: &str, count: usize) -> Vec<&str> {
+pub fn last_messages(log: &str, count: usize) -> Vec<&str> {
     let mut said = HashSet::new();
     let message = |line: &'_ str| line.split_once(":  ").map_or(line, |(_, message)| message).to_owned();
     let mut lines: Vec<_> = log.lines().rev().filter(|line| said.insert(message(line))).take(count).collect();

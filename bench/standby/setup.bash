@@ -8,7 +8,8 @@ if [ -n "$memory" ]; then
     [ "$(id -u)" = 0 ] || { echo "--memory mounts a file system: run it as root" >&2 && exit 1; }
     disk=$(mktemp /dev/shm/pgmahout-bench.XXXXXX)
     # An old primary that comes back has WAL, and is kept to be tried again.
-    truncate -s $((1 + ${returns:+6 +} (scale * 15 + noise) * 5 / 1000 + files / 250000))G "$disk"
+    more=1 && [ -z "$returns" ] || more=7
+    truncate -s $((more + (scale * 15 + noise) * 5 / 1000 + files / 250000))G "$disk"
     mkfs.ext4 -q -m 0 -N $((100000 + 4 * files)) -E lazy_itable_init=0,lazy_journal_init=0 "$disk"
     mount -o loop "$disk" "$work" || { rm -f "$disk" && exit 1; }
     # What it has is memory once: the file, not the pages of it that the loop device would keep too.

@@ -657,7 +657,7 @@ fn what_is_in_the_way_is_told_all_at_once() {
     check(&to, &nowhere).fails(
         4,
         &format!("could not connect to PostgreSQL of the source (127.0.0.1:{closed}): Connection refused (os error 111)"),
-        "is the server running, and is its port open from here?",
+        "is the address right, is the server running, and is its port open from here?",
     );
     no_leftovers_of_copies(&to);
 }

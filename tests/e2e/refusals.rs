@@ -147,7 +147,7 @@ fn closed_ssh_port() {
     host.target.agent(&["enslave"]).stdin(host.primary.blurb_at(closed, host.primary.port)).run().fails(
         4,
         &format!("could not connect to 127.0.0.1:{closed} by SSH: Connection refused (os error 111)"),
-        "is sshd running there, and is its port open from here?",
+        "is the address right, is sshd running there, and is its port open from here?",
     );
     host.unchanged();
 }
@@ -174,7 +174,7 @@ fn closed_sql_port() {
         &format!(
             "could not connect to PostgreSQL of the source (127.0.0.1:{closed}): Connection refused (os error 111)"
         ),
-        "is the server running, and is its port open from here?",
+        "is the address right, is the server running, and is its port open from here?",
     );
     host.unchanged();
 }

@@ -452,3 +452,42 @@ fn a_standby_checks_what_the_enslave_has_checked() {
     primary.reload();
     assert_streams(&primary, &standby);
 }
+
+#[test]
+fn a_fork_checks_the_certificate_and_says_nothing_in_the_clear() {
+    let site = Site::new();
+    let (source, authority) = server(&site, "db.0");
+    let fork = site.host("db.1").build();
+    source.exec("CREATE TABLE t AS SELECT generate_series(1, 10) AS n");
+    authority.save(&fork.home.join("root.crt"));
+    Authority::new("two").save(&fork.home.join("other.crt"));
+    let before = (snapshot(&source), snapshot(&fork));
+    let with = |root: &str| blurb_with(&source, &format!("sslmode=verify-full&sslrootcert={root}"));
+    let text = format!(
+        "the certificate of the source (127.0.0.1:{}) does not pass sslmode=verify-full: {} has no authority that \
+         signed it; it is signed by CN=one",
+        source.port,
+        fork.home.join("other.crt").display()
+    );
+    let hint = "if it is the right server, name the file with its authority's certificate as sslrootcert";
+    fork.agent(&["fork"]).stdin(with("other.crt")).run().fails(4, &text, hint);
+    before.0.assert_unchanged(&source);
+    before.1.assert_unchanged(&fork);
+
+    let logged = source.log().len();
+    fork.agent(&["fork"]).stdin(with("root.crt")).run().ok();
+    assert_eq!(fork.one("SELECT count(*) || ' ' || pg_is_in_recovery() FROM t"), "10 false");
+    let log = source.log()[logged..].to_owned();
+    // Over the source's own socket its agent asks too.
+    let pid =
+        |line: &str| line.split_once('[').and_then(|(_, rest)| Some(rest.split_once(']')?.0.to_owned()));
+    let local: Vec<_> = log.lines().filter(|l| l.contains("host=[local]")).map(pid).collect();
+    let over_tcp = |line: &&str| {
+        line.contains("connection authorized")
+            && line.contains("application_name=pgmahout")
+            && !local.contains(&pid(line))
+    };
+    let (tls, plain): (Vec<_>, Vec<_>) =
+        log.lines().filter(over_tcp).partition(|l| l.contains("SSL enabled"));
+    assert!(tls.len() >= 2 && plain.is_empty(), "{tls:#?} {plain:#?}");
+}

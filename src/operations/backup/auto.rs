@@ -11,6 +11,7 @@ use super::{capture, now, schedule};
 use crate::backups::manifest::{BackupId, By, Kind};
 use crate::backups::retention::{self, Backup, Decision};
 use crate::backups::schedule::{Due, Try, Verification, due, failures_with, night, verification_due};
+use crate::checked;
 use crate::durable::{self, Context as _, Lock};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
@@ -102,14 +103,23 @@ fn last_path(instance: &Instance) -> PathBuf {
     instance.state_directory.join("backup-last.json")
 }
 
-/// What was done last; none when nothing was, or nobody knows.
-pub fn last(instance: &Instance) -> Option<Last> {
-    serde_json::from_slice(&std::fs::read(last_path(instance)).ok()?).ok()
+/// What was done last; none when nothing was.
+///
+/// # Errors
+/// Why nobody knows: which file is damaged. What is done next is written over it.
+pub fn last(instance: &Instance) -> std::result::Result<Option<Last>, String> {
+    let path = last_path(instance);
+    let read = match std::fs::read(&path) {
+        Ok(bytes) => checked::from_json(&bytes).map(Some),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.to_string()),
+    };
+    read.map_err(|why| format!("what the schedule did last is not known, {}: {why}", path.display()))
 }
 
 fn remember(instance: &Instance, last: &Last) -> Result<()> {
     durable::create_private_directory(&instance.state_directory)?;
-    durable::write(&last_path(instance), &serde_json::to_vec(last).expect("plain data"), 0o600)
+    durable::write(&last_path(instance), &checked::json(last), 0o600)
 }
 
 /// As if nothing had been begun.
@@ -186,7 +196,16 @@ pub fn run(context: Context, dry_run: bool) -> Result<Report> {
         true => None,
         false => Some(Lock::take(&instance.state_directory.join("backup-auto.lock"), "backup auto")?),
     };
-    let before = last(instance);
+    let before = match last(instance) {
+        Ok(last) => last,
+        Err(why) => {
+            context.progress.warn(why);
+            if !dry_run {
+                forget_try(instance, None)?;
+            }
+            None
+        }
+    };
     let mut pass = Pass {
         context,
         report: Report { plan: Some(plan), ..report },
@@ -606,7 +625,8 @@ impl Loop<'_> {
             // Somebody takes one by hand, restores, verifies: soon again.
             Err(error @ Error::Locked { .. }) => Err(error),
             Err(error) => {
-                let wait = last(context.instance).map(|last| last.tried).filter(|tried| !tried.ok);
+                let last = last(context.instance).ok().flatten();
+                let wait = last.map(|last| last.tried).filter(|tried| !tried.ok);
                 let again = wait.map(|tried| due(None, Some(&tried), context.instance.backup.time, now()));
                 self.next = match again {
                     Some(Due::Later { at, .. }) => at,

@@ -65,7 +65,10 @@ pub fn run(context: Context, max_age: Option<Duration>) -> Result<Report> {
         // A server that is down does not make its backups old: they are judged as they are.
         Ok(Role::Idle { .. }) | Err(_) => {}
     }
-    let last = auto::last(instance);
+    let (last, damage) = match auto::last(instance) {
+        Ok(last) => (last, None),
+        Err(why) => (None, Some(why)),
+    };
     if found.databases.is_none() {
         found.databases = last.as_ref().map(|last| last.databases.clone());
     }
@@ -86,6 +89,10 @@ pub fn run(context: Context, max_age: Option<Duration>) -> Result<Report> {
     let listed: Vec<Listed> = all.into_iter().filter(own).collect();
     let limit = max_age.unwrap_or(instance.backup.max_age);
     let (status, text, worst) = found.judge(&listed, last.as_ref(), limit, &store.place(), now());
+    let (status, text) = match damage {
+        Some(why) => (Status::Failed, format!("FAILED: {why}; `pgmahout backup auto` writes it anew")),
+        None => (status, text),
+    };
     let mut report = found.report(context, status, text);
     report.id = worst.map(|worst| worst.manifest.id);
     report.age = worst.map(|worst| now() - worst.manifest.finished);

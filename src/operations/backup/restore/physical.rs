@@ -653,6 +653,8 @@ fn make(
     if let Some((_, new)) = &layout.wal_link {
         copy::make_wal_link(&root.join(programs.wal_directory()), new)?;
     }
+    // Open from before the first byte: a write that fails later is known to their sync, whoever's sync met it first.
+    let disks = copy::file_systems(root, layout)?;
     let places =
         layout.tablespaces.iter().map(|(oid, on_source, here)| match here.starts_with(&layout.data) {
             true => (*oid, root.join(on_source)),
@@ -684,7 +686,7 @@ fn make(
             point(root, *oid, &layout.data.join(relative))?;
         }
     }
-    copy::file_systems(root, layout)?.sync()?;
+    disks.sync()?;
     boundary("restore.synced");
     let path = root.join("global/pg_control");
     let control = ControlFile::parse(&fs::read(&path).on("read", &path)?)?;
@@ -818,9 +820,7 @@ impl Hidden {
 
     fn log(&self) -> String {
         let text = fs::read(self.directory.path().join("log")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(12)..].join("\n")
+        service::last_messages(&String::from_utf8_lossy(&text), 12).join("\n")
     }
 
     fn failed(&self, why: String) -> Error {
@@ -894,6 +894,9 @@ fn hidden_settings(
         // Nobody before the end of recovery, whatever the settings here are compared with the original's.
         ("hot_standby", "off".into()),
         ("restart_after_crash", "off".into()),
+        // All of it is synced at once when it is settled. Until then nothing but another restore takes it for a cluster, and
+        // PostgreSQL would sync each file before it begins.
+        ("fsync", "off".into()),
     ];
     if let Some(configuration) = &instance.config_directory {
         settings.push(("config_file", configuration.join("postgresql.conf").display().to_string()));
