@@ -4,17 +4,6 @@
 pg=/usr/lib/postgresql/15/bin
 work=$(mktemp -d "${TMPDIR:-/tmp}/pgmahout-bench.XXXXXX")
 disk=''
-if [ -n "$memory" ]; then
-    [ "$(id -u)" = 0 ] || { echo "--memory mounts a file system: run it as root" >&2 && exit 1; }
-    disk=$(mktemp /dev/shm/pgmahout-bench.XXXXXX)
-    # An old primary that comes back has WAL, and is kept to be tried again.
-    more=1 && [ -z "$returns" ] || more=7
-    truncate -s $((more + (scale * 15 + noise) * 5 / 1000 + files / 250000))G "$disk"
-    mkfs.ext4 -q -m 0 -N $((100000 + 4 * files)) -E lazy_itable_init=0,lazy_journal_init=0 "$disk"
-    mount -o loop "$disk" "$work" || { rm -f "$disk" && exit 1; }
-    # What it has is memory once: the file, not the pages of it that the loop device would keep too.
-    losetup --direct-io=on "$(findmnt -no SOURCE "$work")"
-fi
 as=()
 if [ "$(id -u)" = 0 ]; then
     # PostgreSQL does not run as root.
@@ -36,12 +25,25 @@ cleanup() {
     [ ${#lines[@]} = 0 ] || kill "${lines[@]}" 2>/dev/null || true
     [ -z "$link" ] || { ip netns del "$(side_of a)" && ip netns del "$(side_of b)"; } 2>/dev/null || true
     if [ -n "$disk" ]; then
-        umount "$work" 2>/dev/null || { sleep 1 && umount -l "$work"; }
+        umount "$work" 2>/dev/null || { sleep 1 && umount -l "$work"; } 2>/dev/null || true
         rm -f "$disk"
     fi
     rm -rf "$work"
 }
 trap cleanup EXIT
+
+if [ -n "$memory" ]; then
+    [ "$(id -u)" = 0 ] || { echo "--memory mounts a file system: run it as root" >&2 && exit 1; }
+    disk=$(mktemp /dev/shm/pgmahout-bench.XXXXXX)
+    # An old primary that comes back has WAL, and is kept to be tried again.
+    more=1 && [ -z "$returns" ] || more=7
+    truncate -s $((more + (scale * 15 + noise) * 5 / 1000 + files / 250000))G "$disk"
+    mkfs.ext4 -q -m 0 -N $((100000 + 4 * files)) -E lazy_itable_init=0,lazy_journal_init=0 "$disk"
+    mount -o loop "$disk" "$work"
+    chown dotcloud "$work"
+    # What it has is memory once: the file, not the pages of it that the loop device would keep too.
+    losetup --direct-io=on "$(findmnt -no SOURCE "$work")"
+fi
 
 # --- the line, sshd, the data ---------------------------------------------------------------------
 
